@@ -1,0 +1,128 @@
+"""Settings of a deployment: what `qwen3-ray serve`, `serve deploy` and KubeRay all read."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qwen3_ray.config import Device, DType, EngineConfig, KVCacheDType, Numerics
+from qwen3_ray.errors import ConfigError
+
+
+class DeployConfig(BaseModel):
+    """One typed description of a cluster. Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(None, description="Directory or Hugging Face id; none: demo model")
+    served_model_name: str | None = Field(None, min_length=1, description="Name clients use")
+    tensor_parallel_size: int | None = Field(
+        None, ge=1, description="Ranks of one replica; default 1, and 2 for the demo model"
+    )
+    num_replicas: int | None = Field(None, ge=1, description="Fixed number of replicas")
+    min_replicas: int | None = Field(None, ge=1, description="Fewest replicas when scaling")
+    max_replicas: int | None = Field(None, ge=1, description="Most replicas when scaling")
+    num_routers: int = Field(1, ge=1)
+    host: str = Field("127.0.0.1", min_length=1)
+    http_port: int = Field(8000, ge=1, le=65535)
+    grpc_port: int = Field(9000, ge=1, le=65535)
+    device: Device = "auto"
+    dtype: DType = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
+    numerics: Numerics = "auto"
+    max_model_len: int | None = Field(None, ge=1)
+    max_num_seqs: int = Field(256, ge=1)
+    max_num_batched_tokens: int = Field(2048, ge=1)
+    kv_cache_memory: int | None = Field(None, ge=1, description="Bytes on each rank")
+    block_size: int | None = Field(None, ge=1)
+    seed: int = 0
+    num_threads: int | None = Field(None, ge=1, description="CPU threads of one rank")
+    max_waiting_tokens: int = Field(
+        262_144, ge=1, description="Prompt tokens a replica queues before it rejects"
+    )
+    max_waiting_requests: int = Field(4_096, ge=1, description="Same, in requests")
+    orphan_grace_s: float = Field(
+        10.0, gt=0, description="How long a replica runs a stream whose router is gone"
+    )
+    upscale_delay_s: float = Field(2.0, ge=0)
+    downscale_delay_s: float = Field(30.0, ge=0)
+    target_waiting_tokens: int = Field(
+        2048, ge=1, description="Waiting prompt tokens one replica should have at most"
+    )
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        scaling = (self.min_replicas, self.max_replicas)
+        if self.num_replicas is not None and scaling != (None, None):
+            raise ValueError("num_replicas excludes min_replicas and max_replicas")
+        if self.replica_range[0] > self.replica_range[1]:
+            raise ValueError(
+                f"min_replicas = {self.min_replicas} exceeds max_replicas = {self.max_replicas}"
+            )
+        return self
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """Fewest and most replicas; equal when their number is fixed."""
+        if self.num_replicas is not None:
+            return self.num_replicas, self.num_replicas
+        low = self.min_replicas or 1
+        return low, self.max_replicas or low
+
+    @property
+    def tp_size(self) -> int:
+        """Ranks of one replica, the default applied."""
+        if self.tensor_parallel_size is not None:
+            return self.tensor_parallel_size
+        return 2 if self.model is None else 1
+
+    def engine_config(self, model_dir: Path) -> EngineConfig:
+        """The engine's part of these settings."""
+        return EngineConfig(
+            model_dir=model_dir,
+            tensor_parallel_size=self.tp_size,
+            device=self.device,
+            dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
+            numerics=self.numerics,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            kv_cache_memory=self.kv_cache_memory,
+            block_size=self.block_size,
+            seed=self.seed,
+            num_threads=self.num_threads,
+        )
+
+
+def parse_deploy_config(values: dict[str, Any]) -> DeployConfig:
+    """Build a config from plain values.
+
+    Raises:
+        ConfigError: names the first bad field; for an unknown one, the nearest valid name.
+    """
+    try:
+        return DeployConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "config"
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, DeployConfig.model_fields, n=1)
+            message = "unknown setting" + (f"; did you mean {near[0]!r}?" if near else "")
+        raise ConfigError(field, first.get("input"), message) from None
+
+
+def load_deploy_config(path: Path, overrides: dict[str, Any]) -> DeployConfig:
+    """Read a YAML file; `overrides` (command-line options) win over it."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("config", str(path), f"cannot be read: {error}") from error
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError("config", str(path), "must hold a mapping of settings")
+    return parse_deploy_config({**(values or {}), **overrides})

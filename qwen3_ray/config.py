@@ -1,0 +1,67 @@
+"""Settings of one engine. Frozen: nothing rewrites a config after it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwen3_ray.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+KVCacheDType = Literal["auto", "float32", "bfloat16"]
+Numerics = Literal["auto", "exact", "fast"]
+
+DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo-model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine; every rank of it is started with the same ones.
+
+    Raises:
+        ConfigError: a value cannot work; names the field, the value and what it must be.
+    """
+
+    model_dir: Path
+    """Hugging Face directory: config.json, *.safetensors, tokenizer.json."""
+    tensor_parallel_size: int = 1
+    device: Device = "auto"
+    dtype: DType = "auto"
+    """`auto`: on CPU fp16 packs with fp32 activations, on CUDA the checkpoint's dtype."""
+    kv_cache_dtype: KVCacheDType = "auto"
+    """`auto`: float32 on CPU, the model's dtype on CUDA."""
+    numerics: Numerics = "auto"
+    """`exact`: bits do not depend on the batch; `auto` is `exact` on CPU."""
+    max_model_len: int | None = None
+    """Longest prompt plus output in tokens; None for the model's own limit."""
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2_048
+    kv_cache_memory: int | None = None
+    """Bytes of KV cache on each rank; None to derive it from the free memory."""
+    block_size: int | None = None
+    """Tokens in a KV block; None for 32 on CPU and 16 on CUDA."""
+    seed: int = 0
+    """Seed from which the seeds of requests without one are drawn."""
+    num_threads: int | None = None
+    """CPU threads of one rank; None for its share of the machine's cores."""
+    skip_tokenizer_init: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("max_model_len", "kv_cache_memory", "block_size", "num_threads"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                "max_num_batched_tokens",
+                self.max_num_batched_tokens,
+                f"must be at least max_num_seqs = {self.max_num_seqs}",
+            )
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(name, value, "must be at least 1")
