@@ -1,0 +1,31 @@
+"""What both ends of a link agree on besides the messages: version, metadata, times, sizes."""
+
+from __future__ import annotations
+
+LINK_VERSION = 1
+TOKEN_KEY = "x-link-token"  # noqa: S105  (the metadata key, not a token)
+
+SILENCE_LIMIT_S = 5.0
+"""A peer that says nothing for this long counts as gone."""
+BUSY_HEARTBEAT_S = 0.1
+"""Longest time between two frames of a replica to a router with streams in flight."""
+IDLE_HEARTBEAT_S = 1.0
+
+FRAME_BUDGET_BYTES = 8 << 20
+"""A frame takes no further submit once it is this large; the rest goes into the next one."""
+MAX_MESSAGE_BYTES = 32 << 20
+"""Largest frame either end accepts: a full budget plus one prompt of 6 million tokens."""
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    *CHANNEL_OPTIONS,
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+)
