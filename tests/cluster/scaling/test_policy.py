@@ -130,7 +130,7 @@ def test_scaling_down_stops_at_the_largest_wish_of_the_delay() -> None:
 
 
 def test_a_wish_that_breaks_off_starts_over() -> None:
-    trace = [(0.0, 5000.0), (1.9, 5000.0), (2.0, 0.0), (2.1, 5000.0), (4.0, 5000.0), (4.1, 5000.0)]
+    trace = [(0.0, 5000.0), (1.9, 5000.0), (2.0, 0.0), (2.5, 5000.0), (4.0, 5000.0), (4.5, 5000.0)]
     assert _run(trace) == [1, 1, 1, 1, 1, 4]
 
 
