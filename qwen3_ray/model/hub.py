@@ -1,0 +1,53 @@
+"""Which directory a `--model` value means. Knows no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qwen3_ray.config import DEMO_MODEL_DIR
+from qwen3_ray.errors import CheckpointError
+
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+
+
+def resolve_model_dir(model: str | Path | None) -> Path:
+    """A directory as it is, None as the bundled demo model, else a Hugging Face Hub id.
+
+    A Hub id ("Qwen/Qwen3-4B-Base") is downloaded once, into huggingface_hub's cache.
+
+    Raises:
+        CheckpointError: no such directory, or the Hub does not have it or cannot be reached.
+    """
+    if model is None:
+        return DEMO_MODEL_DIR
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if not _is_hub_id(str(model)):
+        raise CheckpointError(model, "no such directory, and not a Hub id (owner/name)")
+    return _download(str(model))
+
+
+def _is_hub_id(model: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if model.count("/") != 1 or model.startswith((".", "~", "/")):
+        return False
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _download(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            repo_id, f"no such directory, and the Hub did not give it: {error}"
+        ) from error

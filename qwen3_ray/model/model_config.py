@@ -1,0 +1,218 @@
+"""What config.json says of a dense Qwen3 model. Knows no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3_ray.errors import CheckpointError, ConfigError
+
+ARCHITECTURE = "Qwen3ForCausalLM"
+CHECKPOINT_DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Architecture of one checkpoint; every field was read from its files, none is a default."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    dtype: str
+    """Dtype of the checkpoint's tensors: bfloat16, float16 or float32."""
+    eos_token_ids: frozenset[int]
+    """Ids that end an output: generation_config.json's, else config.json's; may be empty."""
+
+    @classmethod
+    def from_dir(cls, model_dir: Path) -> ModelConfig:
+        """Read config.json (old and new key styles) and generation_config.json, if it is there.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, a field is missing or has a value that
+                this engine cannot compute.
+        """
+        file = model_dir / "config.json"
+        fields = _Fields(file, _read_json(file))
+        _refuse_unsupported(fields)
+        eos = _eos_token_ids(model_dir, fields)
+        config = cls(
+            vocab_size=fields.positive_int("vocab_size"),
+            hidden_size=fields.positive_int("hidden_size"),
+            intermediate_size=fields.positive_int("intermediate_size"),
+            num_layers=fields.positive_int("num_hidden_layers"),
+            num_heads=fields.positive_int("num_attention_heads"),
+            num_kv_heads=fields.positive_int("num_key_value_heads"),
+            head_dim=fields.positive_int("head_dim"),
+            rms_norm_eps=fields.positive_float("rms_norm_eps"),
+            rope_theta=_rope_theta(fields),
+            max_position_embeddings=fields.positive_int("max_position_embeddings"),
+            tie_word_embeddings=fields.boolean("tie_word_embeddings"),
+            dtype=_dtype(fields),
+            eos_token_ids=eos,
+        )
+        _check_heads(fields, config)
+        return config
+
+    def check_tensor_parallel(self, size: int) -> None:
+        """Raise ConfigError unless `size` ranks can share this model's heads and MLP."""
+        divides_kv = self.num_kv_heads % size == 0 or size % self.num_kv_heads == 0
+        if self.num_heads % size or self.intermediate_size % size or not divides_kv:
+            raise ConfigError(
+                "tensor_parallel_size",
+                size,
+                f"must divide the {self.num_heads} query heads and the intermediate size "
+                f"{self.intermediate_size}, and divide the {self.num_kv_heads} key/value heads "
+                "or be a multiple of them",
+            )
+
+    def num_local_heads(self, size: int) -> int:
+        """Query heads of one of `size` ranks."""
+        return self.num_heads // size
+
+    def num_local_kv_heads(self, size: int) -> int:
+        """Key/value heads of one of `size` ranks; at least one, then shared by several ranks."""
+        return max(1, self.num_kv_heads // size)
+
+
+class _Fields:
+    """Fields of one JSON object; what is missing or of a wrong kind raises and is named."""
+
+    def __init__(self, file: Path, values: Mapping[str, object], prefix: str = "") -> None:
+        self.file = file
+        self._values = values
+        self._prefix = prefix
+
+    def get(self, name: str) -> object:
+        """The value, or None when it is absent or null."""
+        return self._values.get(name)
+
+    def child(self, name: str) -> _Fields | None:
+        """The object under `name`, or None."""
+        value = self.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(name, f"must be an object, got {value!r:.80}")
+        return _Fields(self.file, value, f"{name}.")
+
+    def positive_int(self, name: str) -> int:
+        value = self.required(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.error(name, f"must be a positive integer, got {value!r:.80}")
+        return value
+
+    def positive_float(self, name: str) -> float:
+        value = self.required(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise self.error(name, f"must be a positive number, got {value!r:.80}")
+        return float(value)
+
+    def boolean(self, name: str) -> bool:
+        value = self.required(name)
+        if not isinstance(value, bool):
+            raise self.error(name, f"must be true or false, got {value!r:.80}")
+        return value
+
+    def required(self, name: str) -> object:
+        value = self.get(name)
+        if value is None:
+            raise self.error(name, "is missing")
+        return value
+
+    def error(self, name: str, problem: str) -> CheckpointError:
+        return CheckpointError(self.file, f"field {self._prefix}{name} {problem}")
+
+
+def _read_json(file: Path) -> Mapping[str, object]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(file, "the file does not exist") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(file, f"cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(file, "must hold a JSON object")
+    return value
+
+
+def _refuse_unsupported(fields: _Fields) -> None:
+    """Refuse what would be computed wrongly, rather than compute it."""
+    architectures = fields.required("architectures")
+    if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
+        raise fields.error(
+            "architectures",
+            f"is {architectures!r:.120}: only dense {ARCHITECTURE} checkpoints are served "
+            "(no mixture of experts, no other family)",
+        )
+    if fields.required("hidden_act") != "silu":
+        raise fields.error("hidden_act", f"must be silu, got {fields.get('hidden_act')!r:.80}")
+    if fields.get("attention_bias"):
+        raise fields.error("attention_bias", "is true: biased projections are not supported")
+    if fields.get("use_sliding_window"):
+        raise fields.error("use_sliding_window", "is true: sliding windows are not supported")
+    layer_types = fields.get("layer_types")
+    if layer_types is not None and (
+        not isinstance(layer_types, list) or set(layer_types) != {"full_attention"}
+    ):
+        raise fields.error("layer_types", "must all be full_attention")
+
+
+def _rope_theta(fields: _Fields) -> float:
+    """Theta of plain RoPE, from `rope_parameters` (new) or beside `rope_scaling` (old)."""
+    new, old = fields.child("rope_parameters"), fields.child("rope_scaling")
+    for rope in (new, old):
+        if rope is None:
+            continue
+        rope_type = rope.get("rope_type") or rope.get("type") or "default"
+        if rope_type != "default":
+            raise rope.error(
+                "rope_type", f"is {rope_type!r:.80}: only plain RoPE (default) is supported"
+            )
+    if new is not None and new.get("rope_theta") is not None:
+        return new.positive_float("rope_theta")
+    return fields.positive_float("rope_theta")
+
+
+def _dtype(fields: _Fields) -> str:
+    value = fields.get("dtype") or fields.get("torch_dtype")
+    if value is None:
+        raise fields.error("dtype", "(or torch_dtype) is missing")
+    if value not in CHECKPOINT_DTYPES:
+        raise fields.error("dtype", f"must be one of {', '.join(CHECKPOINT_DTYPES)}, got {value!r}")
+    return str(value)
+
+
+def _eos_token_ids(model_dir: Path, config: _Fields) -> frozenset[int]:
+    """generation_config.json decides; chat models list more ids there than in config.json."""
+    file = model_dir / "generation_config.json"
+    sources = [_Fields(file, _read_json(file))] if file.exists() else []
+    for fields in (*sources, config):
+        value = fields.get("eos_token_id")
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise fields.error("eos_token_id", f"must be an id or a list of ids, got {value!r:.80}")
+        return frozenset(ids)
+    return frozenset()
+
+
+def _check_heads(fields: _Fields, config: ModelConfig) -> None:
+    if config.num_heads % config.num_kv_heads:
+        raise fields.error(
+            "num_attention_heads",
+            f"= {config.num_heads} must be a multiple of num_key_value_heads = "
+            f"{config.num_kv_heads}",
+        )
+    if config.head_dim % 2:
+        raise fields.error("head_dim", f"must be even, got {config.head_dim}")
