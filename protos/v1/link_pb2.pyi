@@ -14,11 +14,13 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LENGTH: _ClassVar[FinishReason]
     ABORT: _ClassVar[FinishReason]
     ERROR: _ClassVar[FinishReason]
+    LOST: _ClassVar[FinishReason]
 UNFINISHED: FinishReason
 STOP: FinishReason
 LENGTH: FinishReason
 ABORT: FinishReason
 ERROR: FinishReason
+LOST: FinishReason
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "stop_token_ids", "ignore_eos")
@@ -210,10 +212,30 @@ class EngineStats(_message.Message):
     num_preemptions: int
     def __init__(self, num_waiting_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., num_steps: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ...) -> None: ...
 
+class EngineReady(_message.Message):
+    __slots__ = ("model", "numerics_fingerprint", "exact", "block_size", "max_model_len", "vocab_size", "tensor_parallel_size")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    numerics_fingerprint: str
+    exact: bool
+    block_size: int
+    max_model_len: int
+    vocab_size: int
+    tensor_parallel_size: int
+    def __init__(self, model: _Optional[str] = ..., numerics_fingerprint: _Optional[str] = ..., exact: _Optional[bool] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ...) -> None: ...
+
 class EngineEvent(_message.Message):
-    __slots__ = ("deltas", "stats")
+    __slots__ = ("deltas", "stats", "ready")
     DELTAS_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
     deltas: _containers.RepeatedCompositeFieldContainer[EngineDelta]
     stats: EngineStats
-    def __init__(self, deltas: _Optional[_Iterable[_Union[EngineDelta, _Mapping]]] = ..., stats: _Optional[_Union[EngineStats, _Mapping]] = ...) -> None: ...
+    ready: EngineReady
+    def __init__(self, deltas: _Optional[_Iterable[_Union[EngineDelta, _Mapping]]] = ..., stats: _Optional[_Union[EngineStats, _Mapping]] = ..., ready: _Optional[_Union[EngineReady, _Mapping]] = ...) -> None: ...
