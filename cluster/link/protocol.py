@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LINK_VERSION = 1
-TOKEN_KEY = "x-link-token"  # noqa: S105  (the metadata key, not a token)
+TOKEN_KEY = "x-link-token"
 
 SILENCE_LIMIT_S = 5.0
 """A peer that says nothing for this long counts as gone."""
@@ -12,10 +12,15 @@ BUSY_HEARTBEAT_S = 0.1
 IDLE_HEARTBEAT_S = 1.0
 
 FRAME_BUDGET_BYTES = 8 << 20
-"""A frame takes no further submit once it is this large; the rest goes into the next one."""
-MAX_MESSAGE_BYTES = 32 << 20
-"""Largest frame either end accepts: a full budget plus one prompt of 6 million tokens."""
+"""A frame takes no further submit once it is this large; the rest goes into the next one.
 
+64 prompts of 32,768 tokens (at most 3 bytes each up to an id of 2 million) still fit into one.
+"""
+MAX_MESSAGE_BYTES = 32 << 20
+"""Largest frame either end accepts: a full budget and one prompt of 6 million tokens."""
+
+# A dead peer is noticed by heartbeats (routers) and by these pings (replicas) alike. No ping
+# needs data in between, and a server that allowed fewer pings would hang up on its routers.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
