@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
 
 from qwen3_ray.errors import ConfigError
+
+_MINIMUM = c10d.AllreduceOptions()
+_MINIMUM.reduceOp = c10d.ReduceOp(c10d.ReduceOp.MIN)
+_TO_RANK_0 = c10d.GatherOptions()
+_TO_RANK_0.rootRank = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class TPGroup:
 
     @staticmethod
     def rendezvous(
-        store: dist.Store,
+        store: c10d.Store,
         rank: int,
         size: int,
         *,
@@ -53,7 +58,7 @@ class TPGroup:
         if size == 1:
             return TPGroup.single()
         timeout = timedelta(seconds=timeout_s)
-        group = build_process_group(dist.PrefixStore(name, store), rank, size, device, timeout)
+        group = build_process_group(c10d.PrefixStore(name, store), rank, size, device, timeout)
         return TPGroup(rank, size, group, exact)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,33 +78,37 @@ class TPGroup:
         """All ranks' `x` in rank order on rank 0, None on the others."""
         if self.process_group is None:
             return [x]
-        options = dist.GatherOptions()
-        options.rootRank = 0
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else []
-        self.process_group.gather([parts] if parts else [], [x.contiguous()], options).wait()
+        self.process_group.gather([parts] if parts else [], [x.contiguous()], _TO_RANK_0).wait()
         return parts or None
 
     def all_agree(self, mask: torch.Tensor) -> torch.Tensor:
         """Elementwise minimum of an integer `mask` over the group: 1 where every rank says 1."""
         if self.process_group is None:
             return mask
-        options = dist.AllreduceOptions()
-        options.reduceOp = dist.ReduceOp.MIN
         agreed = mask.clone()
-        self.process_group.allreduce([agreed], options).wait()
+        self.process_group.allreduce([agreed], _MINIMUM).wait()
         return agreed
 
 
 def build_process_group(
-    store: dist.Store, rank: int, size: int, device: torch.device, timeout: timedelta
+    store: c10d.Store, rank: int, size: int, device: torch.device, timeout: timedelta
 ) -> dist.ProcessGroup:
-    """Gloo for CPU tensors, NCCL for CUDA tensors."""
+    """Gloo for CPU tensors, NCCL for CUDA tensors; on the store itself, no default group."""
+    group = dist.ProcessGroup(store, rank, size)
     if device.type == "cpu":
-        return dist.ProcessGroupGloo(store, rank, size, timeout)
-    if not dist.is_nccl_available():
-        raise ConfigError("device", device.type, "this torch was built without NCCL")
-    build: Callable[..., dist.ProcessGroup] = dist.ProcessGroupNCCL
-    return build(store, rank, size, timeout)
+        kind = dist.ProcessGroup.BackendType.GLOO
+        backend: c10d.Backend = c10d.ProcessGroupGloo(store, rank, size, timeout)
+    else:
+        if not dist.is_nccl_available():
+            raise ConfigError("device", device.type, "this torch was built without NCCL")
+        options = c10d.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        kind = dist.ProcessGroup.BackendType.NCCL
+        backend = c10d.ProcessGroupNCCL(store, rank, size, options)
+    group._set_default_backend(kind)
+    group._register_backend(device, kind, backend)
+    return group
 
 
 def _sum_in_rank_order(group: dist.ProcessGroup, x: torch.Tensor, size: int) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from qwen3_ray.config import DEMO_MODEL_DIR
 from qwen3_ray.errors import CheckpointError
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
@@ -23,27 +25,15 @@ def resolve_model_dir(model: str | Path | None) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve()
-    if not _is_hub_id(str(model)):
+    if not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(model, "no such directory, and not a Hub id (owner/name)")
     return _download(str(model))
 
 
-def _is_hub_id(model: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    if model.count("/") != 1 or model.startswith((".", "~", "/")):
-        return False
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return False
-    return True
-
-
 def _download(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    # Loaded here: it is slow to import and only Hub ids need it.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
         return Path(snapshot_download(repo_id, allow_patterns=_FILES))
