@@ -9,8 +9,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 from tests.k8s.manifests import K8S, REPOSITORY, build
 from tests.k8s.operator_rules import groups, ray_container
 
@@ -98,29 +96,22 @@ def test_every_container_of_the_manifest_uses_this_image_and_its_user() -> None:
         assert group["template"]["spec"]["securityContext"]["runAsUser"] == 1000
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
-    """The wheel that the build stage would make of the build context."""
-    context = tmp_path_factory.mktemp("context")
+def test_the_wheel_is_complete_and_holds_nothing_else(tmp_path: Path) -> None:
     for name in build_context():
         source = REPOSITORY / name
         if source.is_dir():
-            shutil.copytree(source, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, context)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--wheel-dir", context / "out", context], check=True)
-    (built,) = (context / "out").glob("*.whl")
-    return zipfile.Path(built)
-
-
-def test_the_wheel_is_complete_and_holds_nothing_else(wheel: zipfile.Path) -> None:
-    roots = {entry.name for entry in wheel.iterdir()}
-    assert {root for root in roots if not root.endswith(".dist-info")} == PACKAGES
-    sources = [
-        path.relative_to(REPOSITORY).as_posix()
+            shutil.copy(source, tmp_path)
+    sources = {
+        path.relative_to(tmp_path).as_posix()
         for package in PACKAGES
-        for path in (REPOSITORY / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
-    assert [name for name in sources if not (wheel / name).exists()] == []
+        for path in (tmp_path / package).rglob("*")
+        if path.is_file()
+    }
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", tmp_path / "out", tmp_path], check=True)
+    (built,) = (tmp_path / "out").glob("*.whl")
+    with zipfile.ZipFile(built) as wheel:
+        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == sources
