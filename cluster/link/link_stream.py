@@ -31,7 +31,7 @@ class LinkStream(AsyncIterator[StreamDelta]):
         RequestError: the replica refuses the request as it is.
         UnavailableError: the link broke, the replica drains, lost its engine, or does not know
             the stream to attach to. `Attach` here, or a resume elsewhere, can go on.
-        RequestAbortedError: the request was aborted.
+        RequestAbortedError: the request was aborted, or another router has attached to it.
         EngineError: the engine failed on this request.
     """
 
@@ -76,7 +76,7 @@ class LinkStream(AsyncIterator[StreamDelta]):
             self._end(error)
 
     def reject(self, reject: Reject) -> None:
-        """The replica did not take the request."""
+        """The replica does not serve the stream (any more)."""
         self._end(_error_of_reject(reject))
 
     def fail(self, error: Qwen3RayError) -> None:
@@ -105,4 +105,6 @@ def _error_of_reject(reject: Reject) -> Qwen3RayError:
         return OverloadedError(reject.message, retry_after_s=reject.retry_after_s)
     if reject.reason == Reject.INVALID:
         return RequestError(reject.param or None, reject.message)
+    if reject.reason == Reject.TAKEN_OVER:
+        return RequestAbortedError(reject.message)
     return UnavailableError(reject.message)

@@ -123,11 +123,13 @@ class Reject(_message.Message):
         INVALID: _ClassVar[Reject.Reason]
         UNKNOWN_STREAM: _ClassVar[Reject.Reason]
         DRAINING: _ClassVar[Reject.Reason]
+        TAKEN_OVER: _ClassVar[Reject.Reason]
     UNSPECIFIED: Reject.Reason
     OVERLOADED: Reject.Reason
     INVALID: Reject.Reason
     UNKNOWN_STREAM: Reject.Reason
     DRAINING: Reject.Reason
+    TAKEN_OVER: Reject.Reason
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PARAM_FIELD_NUMBER: _ClassVar[int]

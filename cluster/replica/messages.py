@@ -1,0 +1,93 @@
+"""The engine's values to the messages that carry them between front and rank 0, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from protos.v1 import link_pb2 as link
+from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
+from qwen3_ray.sampling_params import SamplingParams
+
+if TYPE_CHECKING:  # the engine loads torch, the front never does
+    from qwen3_ray.engine.engine import EngineInfo
+    from qwen3_ray.engine.stats import EngineStats
+
+_TO_WIRE: dict[FinishReason | None, link.FinishReason] = {
+    None: link.UNFINISHED,
+    FinishReason.STOP: link.STOP,
+    FinishReason.LENGTH: link.LENGTH,
+    FinishReason.ABORT: link.ABORT,
+    FinishReason.ERROR: link.ERROR,
+}
+_FROM_WIRE = {value: key for key, value in _TO_WIRE.items()}
+
+
+def request_of(submit: link.Submit) -> GenerateRequest:
+    """A request as the engine takes it.
+
+    Raises:
+        RequestError: a sampling parameter is out of its range.
+    """
+    sampling = submit.sampling
+    return GenerateRequest(
+        request_id=submit.request_id,
+        prompt_token_ids=tuple(submit.prompt_token_ids),
+        params=SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            stop=tuple(sampling.stop),
+            stop_token_ids=tuple(sampling.stop_token_ids),
+            ignore_eos=sampling.ignore_eos,
+        ),
+    )
+
+
+def finish_of(reason: link.FinishReason) -> FinishReason | None:
+    """The engine's finish reason; None for an unfinished output."""
+    return _FROM_WIRE[reason]
+
+
+def step_event(deltas: Sequence[TokenDelta], stats: EngineStats) -> link.EngineEvent:
+    """One step of the engine."""
+    return link.EngineEvent(
+        deltas=[_delta(delta) for delta in deltas],
+        stats=link.EngineStats(
+            num_waiting_tokens=stats.num_waiting_tokens,
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            kv_cache_usage=stats.kv_cache_usage,
+            num_steps=stats.num_steps,
+            num_prompt_tokens=stats.num_prompt_tokens,
+            num_generated_tokens=stats.num_generated_tokens,
+            num_preemptions=stats.num_preemptions,
+        ),
+    )
+
+
+def _delta(delta: TokenDelta) -> link.EngineDelta:
+    return link.EngineDelta(
+        request_id=delta.request_id,
+        token_ids=delta.token_ids,
+        finish_reason=_TO_WIRE[delta.finish_reason],
+        stop_token_id=delta.stop_reason if isinstance(delta.stop_reason, int) else None,
+        error=delta.error or "",
+    )
+
+
+def ready_event(info: EngineInfo) -> link.EngineEvent:
+    """The engine is loaded and warm."""
+    return link.EngineEvent(
+        ready=link.EngineReady(
+            model=info.model_name,
+            numerics_fingerprint=info.numerics_fingerprint,
+            exact=info.exact,
+            block_size=info.block_size,
+            max_model_len=info.max_model_len,
+            vocab_size=info.vocab_size,
+            tensor_parallel_size=info.tensor_parallel_size,
+        )
+    )
