@@ -66,6 +66,8 @@ class SamplingParams:
                     "stop",
                     f"each must be a string of 1 to {MAX_STOP_LENGTH} characters, got {text!r:.80}",
                 )
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise RequestError("stop", f"must be Unicode text, got half a pair: {text!r:.80}")
         for token_id in self.stop_token_ids:
             if token_id < 0:
                 raise RequestError("stop_token_ids", f"must not be negative, got {token_id}")
