@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Protocol
 
 from cluster.router.inference import Chunk
@@ -35,12 +36,19 @@ class Generation(AsyncIterator[Chunk]):
     """
 
     def __init__(
-        self, entry: JournalEntry, stream: DeltaStream, first: link.StreamDelta, fingerprint: str
+        self,
+        entry: JournalEntry,
+        stream: DeltaStream,
+        first: link.StreamDelta,
+        *,
+        model: str,
+        fingerprint: str,
     ) -> None:
         assert entry.params.seed is not None  # noqa: S101  (the router has drawn it)
         self.id = entry.request_id
         self.created = int(time.time())
         self.seed = entry.params.seed
+        self.model = model
         self.prompt_token_ids = entry.prompt_token_ids
         self.fingerprint = fingerprint
         """Numerics fingerprint of the replica that answers."""
@@ -64,6 +72,15 @@ class Generation(AsyncIterator[Chunk]):
             finish_reason=finish_reason,
             stop_reason=_stop_reason(delta),
             usage=self._entry.usage,
+        )
+
+    async def collect(self) -> Chunk:
+        """The rest of the answer as one chunk."""
+        chunks = [chunk async for chunk in self]
+        return replace(
+            chunks[-1],
+            text="".join(chunk.text for chunk in chunks),
+            token_ids=tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
         )
 
 

@@ -119,7 +119,7 @@ class Router:
         entry = await self._accept(request)
         stream, first, fingerprint = await self._start(entry)
         try:
-            yield Generation(entry, stream, first, fingerprint)
+            yield Generation(entry, stream, first, model=self._model, fingerprint=fingerprint)
         finally:
             await stream.aclose()
 
