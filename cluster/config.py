@@ -26,30 +26,46 @@ class DeployConfig(BaseModel):
     num_replicas: int | None = Field(None, ge=1, description="Fixed number of replicas")
     min_replicas: int | None = Field(None, ge=1, description="Fewest replicas when scaling")
     max_replicas: int | None = Field(None, ge=1, description="Most replicas when scaling")
-    num_routers: int = Field(1, ge=1)
-    host: str = Field("127.0.0.1", min_length=1)
-    http_port: int = Field(8000, ge=1, le=65535)
-    grpc_port: int = Field(9000, ge=1, le=65535)
-    device: Device = "auto"
-    dtype: DType = "auto"
-    kv_cache_dtype: KVCacheDType = "auto"
-    numerics: Numerics = "auto"
-    max_model_len: int | None = Field(None, ge=1)
-    max_num_seqs: int = Field(256, ge=1)
-    max_num_batched_tokens: int = Field(2048, ge=1)
-    kv_cache_memory: int | None = Field(None, ge=1, description="Bytes on each rank")
-    block_size: int | None = Field(None, ge=1)
-    seed: int = 0
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of one rank")
+    num_routers: int = Field(1, ge=1, description="Processes that face clients")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
+    http_port: int = Field(8000, ge=1, le=65535, description="Port of the HTTP API")
+    grpc_port: int = Field(9000, ge=1, le=65535, description="Port of the gRPC service")
+    device: Device = Field("auto", description="auto: CUDA where there are enough GPUs")
+    dtype: DType = Field("auto", description="Type of weights and activations")
+    kv_cache_dtype: KVCacheDType = Field("auto", description="Type of cached keys and values")
+    numerics: Numerics = Field(
+        "auto", description="exact: tokens do not depend on the batch; auto: exact on CPU"
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest prompt plus output, in tokens; default: the model's"
+    )
+    max_num_seqs: int = Field(256, ge=1, description="Sequences in one step of a replica")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="Tokens in one step of a replica")
+    kv_cache_memory: int | None = Field(
+        None, ge=1, description="Bytes of KV cache on each rank; default: from the free memory"
+    )
+    block_size: int | None = Field(
+        None, ge=1, description="Tokens in a KV block; default 32 on CPU, 16 on CUDA"
+    )
+    seed: int = Field(0, description="From which the seeds of requests without one are drawn")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads of one rank; default: its share of the cores"
+    )
     max_waiting_tokens: int = Field(
         262_144, ge=1, description="Prompt tokens a replica queues before it rejects"
     )
-    max_waiting_requests: int = Field(4_096, ge=1, description="Same, in requests")
-    orphan_grace_s: float = Field(
-        10.0, gt=0, description="How long a replica runs a stream whose router is gone"
+    max_waiting_requests: int = Field(
+        4_096, ge=1, description="Requests a replica queues before it rejects"
     )
-    upscale_delay_s: float = Field(2.0, ge=0)
-    downscale_delay_s: float = Field(30.0, ge=0)
+    orphan_grace_s: float = Field(
+        10.0, gt=0, description="Seconds for which a replica runs a stream whose router is gone"
+    )
+    upscale_delay_s: float = Field(
+        2.0, ge=0, description="How long more replicas must be needed before they start"
+    )
+    downscale_delay_s: float = Field(
+        30.0, ge=0, description="How long fewer replicas must suffice before some stop"
+    )
     target_waiting_tokens: int = Field(
         2048, ge=1, description="Waiting prompt tokens one replica should have at most"
     )
@@ -63,6 +79,12 @@ class DeployConfig(BaseModel):
             raise ValueError(
                 f"min_replicas = {self.min_replicas} exceeds max_replicas = {self.max_replicas}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        if self.http_port == self.grpc_port:
+            raise ValueError(f"http_port and grpc_port are both {self.http_port}")
         return self
 
     @property
@@ -79,6 +101,11 @@ class DeployConfig(BaseModel):
         if self.tensor_parallel_size is not None:
             return self.tensor_parallel_size
         return 2 if self.model is None else 1
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model: as named, else as given, "demo" for the demo model."""
+        return self.served_model_name or self.model or "demo"
 
     def engine_config(self, model_dir: Path) -> EngineConfig:
         """The engine's part of these settings."""
