@@ -71,8 +71,8 @@ def _loads(ctx: AutoscalingContext) -> list[ReplicaLoad]:
     return [
         ReplicaLoad(
             waiting_tokens=values.get("waiting_tokens", 0.0),
-            running=values.get("running", 0.0),
-            kv_usage=values.get("kv_usage", 0.0),
+            running=values.get("num_running", 0.0),
+            kv_usage=values.get("kv_cache_usage", 0.0),
         )
         for values in by_replica
         if values

@@ -50,8 +50,8 @@ def _policy(upscale_delay_s: float = 0.0) -> WorkPolicy:
         pytest.param(None, 1, id="no report"),
         pytest.param({"waiting_tokens": {"r0": 150.0}}, 2, id="one replica waits"),
         pytest.param({"waiting_tokens": {"r0": 90.0, "r1": 120.0}}, 3, id="both wait"),
-        pytest.param({"running": {"r0": 9.0}}, 2, id="full batch"),
-        pytest.param({"kv_usage": {"r0": 0.7, "r1": 0.95}}, 3, id="full cache"),
+        pytest.param({"num_running": {"r0": 9.0}}, 2, id="full batch"),
+        pytest.param({"kv_cache_usage": {"r0": 0.7, "r1": 0.95}}, 3, id="full cache"),
         pytest.param({"waiting_tokens": {"gone": 1e6}}, 1, id="a replica that left"),
     ],
 )
