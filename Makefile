@@ -40,7 +40,7 @@ test-fault: $(STAMP)
 	$(BIN)/pytest -m fault $(ARGS)
 
 test-4b: $(STAMP)
-	$(BIN)/python benchmarks/check_4b.py $(ARGS)
+	$(BIN)/python -m benchmarks.check_4b $(ARGS)
 
 gpu-test: $(STAMP)
 	$(BIN)/pytest -m gpu tests/gpu $(ARGS)

@@ -1,0 +1,22 @@
+"""Stream a completion over HTTP: python -m examples.http_stream "Mr. Darcy looked at her and"."""
+
+import json
+import sys
+
+import httpx
+
+request = {
+    "prompt": sys.argv[1] if len(sys.argv) > 1 else "Mr. Darcy looked at her and",
+    "temperature": 0,
+    "max_tokens": 48,
+    "stream": True,
+}
+url = "http://127.0.0.1:8000/v1/completions"
+with httpx.stream("POST", url, json=request, timeout=None) as response:
+    response.raise_for_status()
+    for line in response.iter_lines():
+        data = line.removeprefix("data: ")
+        if data and data != "[DONE]":
+            for choice in json.loads(data)["choices"]:
+                print(choice["text"], end="", flush=True)
+print()
