@@ -27,14 +27,17 @@ class Limits:
 
 
 class PrefillRate:
-    """Prompt tokens that the engine computes a second, over a recent busy window."""
+    """Prompt tokens that the engine takes a second, over the last window in which any came.
+
+    Under overload it takes them as fast as it computes them.
+    """
 
     def __init__(self) -> None:
         self._tokens_per_s = 0.0
         self._start: tuple[float, int] | None = None
 
     def observe(self, now: float, num_prompt_tokens: int) -> None:
-        """`num_prompt_tokens` have been computed since the engine's start."""
+        """The engine has taken `num_prompt_tokens` since its start."""
         if self._start is None:
             self._start = (now, num_prompt_tokens)
             return
@@ -99,7 +102,7 @@ class Admission:
         self._num_waiting_tokens -= self._waiting.pop(request_id, 0)
 
     def observe_rate(self, now: float, num_prompt_tokens: int) -> None:
-        """Learn how fast prompts are computed, for honest times to retry after."""
+        """Learn how fast prompts are taken, for honest times to retry after."""
         self._rate.observe(now, num_prompt_tokens)
 
     def _has_room(self, num_tokens: int) -> bool:

@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -156,13 +156,16 @@ class RankChannel:
             self._socket.close()
             raise EngineError(f"the front does not listen at {path}: {error}") from error
         self._decoder = FrameDecoder()
-        self._outgoing: queue.SimpleQueue[EngineEvent | None] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[Callable[[], EngineEvent] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="front-writer", daemon=True)
         self._writer.start()
 
-    def send(self, event: EngineEvent) -> None:
-        """Queue an event; never waits. Lost when the front is gone, which `read` tells."""
-        self._outgoing.put(event)
+    def send(self, make_event: Callable[[], EngineEvent]) -> None:
+        """Queue an event, made in the writing thread; never waits.
+
+        It is lost when the front is gone, which `read` tells.
+        """
+        self._outgoing.put(make_event)
 
     def read(self, timeout_s: float) -> list[EngineCommand] | None:
         """The commands that arrive within `timeout_s`, maybe none; None: the front hung up.
@@ -189,8 +192,8 @@ class RankChannel:
 
     def _write(self) -> None:
         try:
-            while (event := self._outgoing.get()) is not None:
-                self._socket.sendall(encode(event))
+            while (make_event := self._outgoing.get()) is not None:
+                self._socket.sendall(encode(make_event()))
         except (OSError, EngineError):  # nothing can be said any more: end the reading side too
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)

@@ -85,6 +85,14 @@ class ReplicaHost:
         """Streams that the engine works on or has queued."""
         return self._table.num_unfinished
 
+    def require_progress(self) -> None:
+        """Return if all is well.
+
+        Raises:
+            EngineError: the engine is gone, or its step is older than its budget.
+        """
+        self._progress.require()
+
     def lose(self, problem: str) -> None:
         """The engine is gone: every stream ends, and the replica is not healthy any more."""
         self._progress.fail(problem)

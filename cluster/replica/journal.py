@@ -41,11 +41,6 @@ class StreamJournal:
         return self._end.finish_reason != link.UNFINISHED
 
     @property
-    def stopped_by_string(self) -> bool:
-        """Whether a stop string ended the output: the engine may not know yet."""
-        return self._end.HasField("stop_string")
-
-    @property
     def has_news(self) -> bool:
         """Whether the reader lacks tokens, text or the end."""
         return (

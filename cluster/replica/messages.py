@@ -10,8 +10,7 @@ from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
 from qwen3_ray.sampling_params import SamplingParams
 
 if TYPE_CHECKING:  # the engine loads torch, the front never does
-    from qwen3_ray.engine.engine import EngineInfo
-    from qwen3_ray.engine.stats import EngineStats
+    from qwen3_ray.engine.stats import EngineInfo, EngineStats
 
 _TO_WIRE: dict[FinishReason | None, link.FinishReason] = {
     None: link.UNFINISHED,

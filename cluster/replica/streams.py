@@ -6,6 +6,7 @@ Time comes in as an argument (seconds on one clock), engine and routers as messa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from cluster.replica.admission import Admission, Limits
 from cluster.replica.journal import StreamJournal
@@ -16,26 +17,27 @@ NewProcessor = Callable[[Sequence[str]], OutputProcessor | None]
 """Makes the text side of one output from its stop strings; None without a tokenizer."""
 
 
+@dataclass(slots=True, eq=False)
 class _Stream:
-    """A journal, its reader (None for an orphan), and when it is dropped (None: not yet known)."""
+    """A stream's journal, its name in the engine, its reader, and how long it is kept."""
 
-    __slots__ = ("connection", "expires_at", "journal")
+    journal: StreamJournal
+    engine_id: str
+    """Used once only, so that late deltas of an aborted stream reach no later one."""
+    connection: int | None
+    """None for an orphan."""
+    expires_at: float | None = None
+    """None while it runs for a reader."""
 
-    def __init__(self, journal: StreamJournal, connection: int) -> None:
-        self.journal = journal
-        self.connection: int | None = connection
-        self.expires_at: float | None = None
 
-
+@dataclass(slots=True, eq=False)
 class _Outbox:
-    """What one connection has to be told: streams with news, and rejects."""
+    """What one connection has to be told, and which of its streams run."""
 
-    __slots__ = ("news", "rejects", "running")
-
-    def __init__(self) -> None:
-        self.news: dict[str, None] = {}  # a set in order of arrival
-        self.rejects: list[link.Reject] = []
-        self.running: set[str] = set()
+    news: dict[str, None] = field(default_factory=dict)
+    """Streams with something to tell: a set in order of arrival."""
+    rejects: list[link.Reject] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
 
 
 class StreamTable:
@@ -54,13 +56,14 @@ class StreamTable:
         self._outboxes: dict[int, _Outbox] = {}
         self._command = link.EngineCommand()
         self._stats = link.EngineStats()
-        self._num_unfinished = 0
+        self._unfinished: dict[str, _Stream] = {}  # by engine id
+        self._num_submitted = 0
         self._refusal = ""
 
     @property
     def num_unfinished(self) -> int:
         """Streams that the engine works on or has queued."""
-        return self._num_unfinished
+        return len(self._unfinished)
 
     def is_busy(self, connection: int) -> bool:
         """Whether the connection reads a stream that has not ended."""
@@ -98,16 +101,18 @@ class StreamTable:
             return
         stop_strings = admitted.params.stop_strings
         journal = StreamJournal(request_id, lambda: self._new_processor(stop_strings))
-        self._streams[request_id] = _Stream(journal, connection)
+        self._num_submitted += 1
+        stream = _Stream(journal, f"{request_id}#{self._num_submitted}", connection)
+        self._streams[request_id] = stream
+        self._unfinished[stream.engine_id] = stream
         self._outbox(connection).running.add(request_id)
-        self._num_unfinished += 1
         self._command.submit.append(submit)
+        self._command.submit[-1].request_id = stream.engine_id
 
     def abort(self, connection: int, request_id: str) -> None:
         """Its reader wants no more of it: stop the engine's work and forget the stream."""
         stream = self._streams.get(request_id)
         if stream is not None and stream.connection in {connection, None}:
-            self._abort_in_engine(stream)
             self._drop(stream)
 
     def attach(self, connection: int, attach: link.Attach) -> None:
@@ -149,12 +154,12 @@ class StreamTable:
             self._stats = event.stats
             self._admission.observe_rate(now, event.stats.num_prompt_tokens)
         for delta in event.deltas:
-            stream = self._streams.get(delta.request_id)
-            if stream is None or stream.journal.finished:
+            stream = self._unfinished.get(delta.request_id)
+            if stream is None:
                 continue  # made before the engine heard of the stream's end
             stream.journal.push(delta)
-            if stream.journal.stopped_by_string and not delta.finish_reason:
-                self._command.abort.append(delta.request_id)
+            if stream.journal.finished and not delta.finish_reason:  # by a stop string
+                self._command.abort.append(stream.engine_id)
             self._after_push(stream, now)
 
     def take(self, connection: int) -> link.ReplicaFrame:
@@ -179,7 +184,6 @@ class StreamTable:
         for stream in list(self._streams.values()):
             is_due = stream.expires_at is not None and stream.expires_at <= now
             if is_due and not self._is_unread(stream):
-                self._abort_in_engine(stream)
                 self._drop(stream)
 
     def refuse(self, reason: str) -> None:
@@ -189,10 +193,9 @@ class StreamTable:
     def lose(self, problem: str, now: float) -> None:
         """The engine is gone: end every unfinished stream, and accept no more."""
         self.refuse(problem)
-        for stream in self._streams.values():
-            if not stream.journal.finished:
-                stream.journal.lose(problem)
-                self._after_push(stream, now)
+        for stream in list(self._unfinished.values()):
+            stream.journal.lose(problem)
+            self._after_push(stream, now)
         self._command = link.EngineCommand()
 
     def _after_push(self, stream: _Stream, now: float) -> None:
@@ -201,7 +204,7 @@ class StreamTable:
         if journal.num_kept_tokens or journal.finished:
             self._admission.leave(journal.request_id)
         if journal.finished:
-            self._num_unfinished -= 1
+            del self._unfinished[stream.engine_id]
             stream.expires_at = max(stream.expires_at or 0.0, now + self._limits.orphan_grace_s)
         if stream.connection is not None:
             outbox = self._outbox(stream.connection)
@@ -215,15 +218,12 @@ class StreamTable:
             return False
         return stream.journal.request_id in self._outbox(stream.connection).news
 
-    def _abort_in_engine(self, stream: _Stream) -> None:
-        if not stream.journal.finished:
-            self._command.abort.append(stream.journal.request_id)
-
     def _drop(self, stream: _Stream) -> None:
+        """Forget a stream, and stop the engine's work on it."""
         request_id = stream.journal.request_id
+        if self._unfinished.pop(stream.engine_id, None) is not None:
+            self._command.abort.append(stream.engine_id)
         self._admission.leave(request_id)
-        if not stream.journal.finished:
-            self._num_unfinished -= 1
         self._detach(stream)
         del self._streams[request_id]
 
