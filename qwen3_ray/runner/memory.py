@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from qwen3_ray.attention.base import kv_bytes_per_block
 from qwen3_ray.errors import ConfigError
 
 _GIB = 2**30
@@ -17,61 +19,88 @@ _LARGEST_SHARE = 0.9
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVLayout:
+    """Shape of one rank's KV blocks, over all of its layers."""
+
+    num_layers: int
+    block_size: int
+    """Tokens in a block."""
+    num_kv_heads: int
+    """This rank's."""
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Keys and values of one block in all layers."""
+        return kv_bytes_per_block(
+            num_layers=self.num_layers,
+            block_size=self.block_size,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+        )
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens` of one request."""
+        return -(-num_tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """Bytes that a rank's KV cache can have at most, and takes if nobody says how many."""
+
+    available: int
+    default: int
+
+
 def choose_num_blocks(
+    layout: KVLayout,
+    budget: MemoryBudget,
     *,
-    bytes_per_block: int,
-    block_size: int,
     max_model_len: int,
     max_num_seqs: int,
     kv_cache_memory: int | None,
-    available_bytes: int,
-    default_bytes: int,
 ) -> int:
     """Blocks for this rank: never more than its requests can fill; may be too few for one.
 
-    `kv_cache_memory` decides if it is given. Else `default_bytes` do, raised to what one request
-    of `max_model_len` tokens needs if `available_bytes` allow that.
+    `kv_cache_memory` (bytes) decides if it is given. Else the budget's default does, raised to
+    what one request of `max_model_len` tokens needs if the memory is there.
     """
-    most = max_num_seqs * num_blocks_for(max_model_len, block_size)
+    least = layout.num_blocks_for(max_model_len)
+    most = max_num_seqs * least
     if kv_cache_memory is not None:
-        return min(kv_cache_memory // bytes_per_block, most)
-    least = num_blocks_for(max_model_len, block_size)
-    wanted = max(default_bytes // bytes_per_block, least)
-    return min(wanted, available_bytes // bytes_per_block, most)
+        return min(kv_cache_memory // layout.bytes_per_block, most)
+    wanted = max(budget.default // layout.bytes_per_block, least)
+    return min(wanted, budget.available // layout.bytes_per_block, most)
 
 
-def check_num_blocks(
-    num_blocks: int, *, bytes_per_block: int, block_size: int, max_model_len: int
-) -> None:
+def check_num_blocks(layout: KVLayout, num_blocks: int, *, max_model_len: int) -> None:
     """Raise ConfigError unless one request of `max_model_len` tokens fits `num_blocks`."""
-    needed = num_blocks_for(max_model_len, block_size)
+    needed = layout.num_blocks_for(max_model_len)
     if num_blocks < needed:
         raise ConfigError(
             "max_model_len",
             max_model_len,
-            f"needs {needed * bytes_per_block} bytes of KV cache on each rank, but only "
-            f"{num_blocks * bytes_per_block} can be had: lower --max-model-len "
-            f"(to {num_blocks * block_size} at most) or raise --kv-cache-memory",
+            f"needs {needed * layout.bytes_per_block} bytes of KV cache on each rank, but there "
+            f"are {num_blocks * layout.bytes_per_block}: lower --max-model-len "
+            f"(to {num_blocks * layout.block_size} at most) or raise --kv-cache-memory",
         )
 
 
-def num_blocks_for(num_tokens: int, block_size: int) -> int:
-    """Blocks that hold `num_tokens`."""
-    return -(-num_tokens // block_size)
-
-
-def memory_budget(device: torch.device, *, num_local_ranks: int) -> tuple[int, int]:
-    """Bytes that a KV cache of this rank can have at most, and by default.
+def memory_budget(device: torch.device, *, num_local_ranks: int) -> MemoryBudget:
+    """What this rank's KV cache can have.
 
     On CPU `num_local_ranks` share the machine, and a serving process is seldom alone on it: the
     default is modest. A GPU is the rank's own; a tenth stays for activations.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _LARGEST_SHARE), int(free * _LARGEST_SHARE)
+        return MemoryBudget(int(free * _LARGEST_SHARE), int(free * _LARGEST_SHARE))
     available = available_memory() / num_local_ranks
     default = min(available * _DEFAULT_SHARE, MAX_DEFAULT_BYTES)
-    return int(available * _LARGEST_SHARE), int(default)
+    return MemoryBudget(int(available * _LARGEST_SHARE), int(default))
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:

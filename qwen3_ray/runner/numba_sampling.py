@@ -15,7 +15,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from qwen3_ray.runner import philox
-from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR, Rows
+from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR, ROW, Rows
 
 Floats = NDArray[np.floating]
 Bits = NDArray[np.uint32]
@@ -197,3 +197,11 @@ def sample_rows(logits: Floats, num_valid_token_ids: int, rows: Rows) -> Ints:
     if rows.size == 1 or rows.size * num_valid_token_ids < _MIN_PARALLEL_LOGITS:
         return _sample_in_turn(logits, num_valid_token_ids, rows)
     return _sample_in_parallel(logits, num_valid_token_ids, rows)
+
+
+def compile_kernels() -> None:
+    """Compile both ways, or load them from Numba's cache."""
+    logits = np.zeros((2, 2), np.float32)
+    rows = np.zeros(2, ROW)
+    _sample_in_turn(logits, 2, rows)
+    _sample_in_parallel(logits, 2, rows)

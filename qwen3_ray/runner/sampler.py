@@ -11,45 +11,50 @@ from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.runner import philox, reference_sampling
 from qwen3_ray.runner.sampling_rows import Rows, make_rows
 
-METHOD = "inverse-cdf-fp64/philox4x32-10"
+METHOD = "philox4x32-10, inverse CDF in id order, fp64 sums"
 """Names the way of sampling in the numerics fingerprint."""
 
 
 class Sampler:
-    """Samples ids below `num_valid_token_ids`; no row's result depends on another row."""
+    """Samples ids below `num_valid_token_ids`; no row's result depends on another row.
 
-    def __init__(self, *, num_valid_token_ids: int) -> None:
+    On CPU the Numba kernel does it, elsewhere torch by sorting.
+    """
+
+    def __init__(self, *, num_valid_token_ids: int, device: torch.device) -> None:
         self._num_valid_token_ids = num_valid_token_ids
+        on_cpu = device.type == "cpu"
+        # Loaded here: a GPU machine may have no Numba.
+        self._kernel = import_module("qwen3_ray.runner.numba_sampling") if on_cpu else None
 
     def sample(self, logits: torch.Tensor, requests: Sequence[RequestState]) -> list[int]:
         """One id for each request; `sampling_rows.NUMERICAL_ERROR` where a logit is not finite.
 
         Args:
-            logits: [at least num_requests, at least num_valid_token_ids], float32, on any device.
+            logits: [at least num_requests, at least num_valid_token_ids], float32.
             requests: in the order of the rows; further rows are padding.
         """
         rows = make_rows(requests)
-        logits = logits[: len(requests)]
-        if logits.device.type == "cpu":
-            return self._sample_on_cpu(logits, rows)
-        return self._sample_by_sorting(logits, rows)
+        if self._kernel is None:
+            return self._sample_by_sorting(logits[: len(requests)], rows)
+        array = logits.contiguous().numpy()
+        ids: list[int] = self._kernel.sample_rows(array, self._num_valid_token_ids, rows).tolist()
+        return ids
 
-    def _sample_on_cpu(self, logits: torch.Tensor, rows: Rows) -> list[int]:
-        # Numba belongs to the CPU alone: a GPU machine may lack it.
-        kernel = import_module("qwen3_ray.runner.numba_sampling")
-        ids = kernel.sample_rows(
-            logits.float().contiguous().numpy(), self._num_valid_token_ids, rows
-        )
-        return [int(token_id) for token_id in ids]
+    def warm_up(self) -> None:
+        """Compile what is compiled at first use."""
+        if self._kernel is not None:
+            self._kernel.compile_kernels()
 
     def _sample_by_sorting(self, logits: torch.Tensor, rows: Rows) -> list[int]:
         shares = [philox.uniform(int(row["seed"]), int(row["position"])) for row in rows]
         columns = [
             torch.from_numpy(rows[name].copy()) for name in ("temperature", "top_k", "top_p")
         ]
-        ids = reference_sampling.sample_rows(
-            logits[:, : self._num_valid_token_ids].float(),
+        sampled = reference_sampling.sample_rows(
+            logits[:, : self._num_valid_token_ids],
             *(column.to(logits.device) for column in columns),
             share=torch.tensor(shares, dtype=torch.float64, device=logits.device),
         )
-        return [int(token_id) for token_id in ids.tolist()]
+        ids: list[int] = sampled.tolist()
+        return ids

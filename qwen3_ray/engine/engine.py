@@ -1,0 +1,129 @@
+"""One engine: requests in, token deltas out, a step at a time. Knows no text, thread or clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qwen3_ray.core.kv_manager import KVManager
+from qwen3_ray.core.scheduler import Scheduler, Step
+from qwen3_ray.engine.executor import Executor
+from qwen3_ray.engine.stats import EngineInfo, EngineStats
+from qwen3_ray.errors import RequestError
+from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
+from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR
+
+
+class Engine:
+    """Scheduler and executor put together. One thread calls all methods (`EngineLoop`'s)."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        info: EngineInfo,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+    ) -> None:
+        self.info = info
+        self._executor = executor
+        self._kv = KVManager(num_blocks=executor.num_blocks, block_size=executor.block_size)
+        self._scheduler = Scheduler(
+            kv=self._kv,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=info.max_model_len,
+            eos_token_ids=info.eos_token_ids,
+        )
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a request waits or runs."""
+        return self._scheduler.has_unfinished
+
+    def add_request(self, request: GenerateRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: it cannot be served: its id is in use, its prompt does not fit, or its
+                seed is not drawn.
+        """
+        if request.params.seed is None:
+            raise RequestError("seed", "must be drawn before the engine takes the request")
+        self._scheduler.add(request)
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+
+    def abort_request(self, request_id: str) -> bool:
+        """Forget a request and free its blocks; False if it is not known (any more)."""
+        return self._scheduler.abort(request_id)
+
+    def step(self) -> list[TokenDelta]:
+        """Compute one step; a delta for each request that got a token or failed.
+
+        Raises:
+            EngineError: the executor failed; the engine is of no more use.
+        """
+        step = self._scheduler.schedule()
+        if not step.scheduled:
+            return []
+        sampled = self._executor.execute(step)
+        self._num_steps += 1
+        failed = _failed_requests(step, sampled)
+        deltas = [
+            self._fail(delta) if delta.request_id in failed else delta
+            for delta in self._scheduler.commit(step, [max(token_id, 0) for token_id in sampled])
+        ]
+        self._num_generated_tokens += sum(len(delta.token_ids) for delta in deltas)
+        return deltas
+
+    def _fail(self, delta: TokenDelta) -> TokenDelta:
+        """End a request whose logits were not finite; the id committed for it goes nowhere."""
+        self._scheduler.abort(delta.request_id)
+        return TokenDelta(
+            request_id=delta.request_id,
+            finish_reason=FinishReason.ERROR,
+            error="numerical error: the model's logits are not all finite",
+        )
+
+    def idle(self) -> None:
+        """Keep the other ranks waiting in good faith.
+
+        Raises:
+            EngineError: a rank is gone.
+        """
+        self._executor.idle()
+
+    def check_integrity(self) -> None:
+        """Raise EngineError if a block is lost, shared or held by nobody."""
+        self._scheduler.check_integrity()
+
+    def stats(self) -> EngineStats:
+        """Load and totals."""
+        scheduler = self._scheduler
+        return EngineStats(
+            num_waiting_tokens=scheduler.num_waiting_tokens,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            kv_cache_usage=self._kv.usage,
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_preemptions=scheduler.num_preemptions,
+        )
+
+    def close(self) -> None:
+        """Let the executor's ranks end."""
+        self._executor.close()
+
+
+def _failed_requests(step: Step, sampled: Sequence[int]) -> set[str]:
+    if NUMERICAL_ERROR not in sampled:
+        return set()
+    sampling = [item.request.request_id for item in step.scheduled if item.samples]
+    return {
+        request_id
+        for request_id, token_id in zip(sampling, sampled, strict=True)
+        if token_id == NUMERICAL_ERROR
+    }

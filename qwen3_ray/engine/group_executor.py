@@ -1,0 +1,89 @@
+"""Steps on a tensor-parallel group of ranks; of one rank it is the same code."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from qwen3_ray.core.request_state import RequestState
+from qwen3_ray.core.scheduler import ScheduledRequest, Step
+from qwen3_ray.distributed.control import Kind, StepControl
+from qwen3_ray.errors import EngineError
+from qwen3_ray.layers.row_plan import RowPlan
+from qwen3_ray.runner.input_batch import build
+from qwen3_ray.runner.model_runner import ModelRunner
+from qwen3_ray.runner.sampler import Sampler
+from qwen3_ray.sampling_params import SamplingParams
+
+
+class GroupExecutor:
+    """Rank 0 of the group: an `Executor` that lays steps out, leads the ranks, and samples."""
+
+    def __init__(
+        self,
+        *,
+        control: StepControl,
+        runner: ModelRunner,
+        sampler: Sampler,
+        row_plan: RowPlan,
+        num_blocks: int,
+        block_size: int,
+    ) -> None:
+        self._control = control
+        self._runner = runner
+        self._sampler = sampler
+        self._row_plan = row_plan
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks of each rank."""
+        return self._num_blocks
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self._block_size
+
+    def execute(self, step: Step) -> list[int]:
+        """See `Executor`."""
+        arrays = build(step, self._block_size, self._row_plan)
+        self._control.send(Kind.STEP, arrays)
+        try:
+            logits = self._runner.execute(arrays)
+        except RuntimeError as error:  # torch's and gloo's own
+            raise EngineError(f"a step of {step.num_tokens} tokens failed: {error}") from error
+        if logits is None:
+            return []
+        return self._sampler.sample(
+            logits, [item.request for item in step.scheduled if item.samples]
+        )
+
+    def idle(self) -> None:
+        """See `Executor`."""
+        self._control.send(Kind.NOOP)
+
+    def close(self) -> None:
+        """See `Executor`."""
+        with suppress(EngineError):  # the others may be gone
+            self._control.send(Kind.STOP)
+
+    def warm_up(self) -> None:
+        """Compile every kernel before the first request: two prefills, then a decode of both.
+
+        Both write to block 0, which nobody owns yet.
+        """
+        requests = [_warm_up_request(top_p) for top_p in (1.0, 0.9)]
+        for num_new_tokens in (2, 1):
+            scheduled = tuple(ScheduledRequest(request, num_new_tokens) for request in requests)
+            ids = self.execute(Step(scheduled))
+            for request, token_id in zip(requests, ids, strict=True):
+                request.num_computed_tokens += num_new_tokens
+                request.token_ids.append(max(token_id, 0))
+        self._sampler.warm_up()
+
+
+def _warm_up_request(top_p: float) -> RequestState:
+    params = SamplingParams(seed=0, top_k=2, top_p=top_p)
+    # Enough entries for the smallest of blocks; a position's block is always block 0.
+    return RequestState("warm-up", [0, 0], 2, params, block_ids=[0, 0, 0])

@@ -1,0 +1,199 @@
+"""The step thread: builds an engine, feeds it, runs it, and tells when it dies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from qwen3_ray.engine.engine import Engine
+from qwen3_ray.engine.stats import EngineInfo, EngineStats
+from qwen3_ray.errors import EngineError, RequestError
+from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
+
+IDLE_INTERVAL_S = 1.0
+
+OnStep = Callable[[list[TokenDelta], EngineStats], None]
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """What other threads left for the step thread."""
+
+    requests: list[GenerateRequest] = field(default_factory=list)
+    aborts: list[str] = field(default_factory=list)
+
+
+class EngineLoop:
+    """Runs one engine in one thread: Numba's pool must only ever be entered from one.
+
+    Every submitted request ends with exactly one finish reason in `on_step`: its own, `ABORT` when
+    it was aborted or the loop stopped, `ERROR` when it could not be served or the engine died.
+
+    Args:
+        build: builds the engine, in the step thread.
+        on_step: called in the step thread after each step, and about once a second while idle
+            (a sign of life), with what happened since the last call. It must be quick; if it
+            raises, the loop dies.
+    """
+
+    def __init__(self, build: Callable[[], Engine], on_step: OnStep) -> None:
+        self._build = build
+        self._on_step = on_step
+        self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
+        self._wake = threading.Condition()
+        self._ready = threading.Event()
+        # Below: guarded by `_wake`.
+        self._inbox = _Inbox()
+        self._in_flight: dict[str, None] = {}
+        self._stopping = False
+        self._ended = False
+        self._error: Exception | None = None
+        self._info: EngineInfo | None = None
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended the loop, if it was not `stop`."""
+        return self._error
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts of the engine, once it is ready."""
+        if self._info is None:
+            raise EngineError("the engine is not ready")
+        return self._info
+
+    def start(self) -> None:
+        """Begin to build the engine; returns at once."""
+        self._thread.start()
+
+    def wait_ready(self, timeout: float | None = None) -> EngineInfo:
+        """Wait until the engine is built.
+
+        Raises:
+            TimeoutError: it takes longer than `timeout` seconds.
+            Exception: whatever `build` raised.
+        """
+        if not self._ready.wait(timeout):
+            raise TimeoutError(f"the engine was not ready within {timeout} s")
+        if self._error is not None:
+            raise self._error
+        return self.info
+
+    def submit(self, requests: Sequence[GenerateRequest] = (), aborts: Iterable[str] = ()) -> None:
+        """Hand over new requests, and ids of requests to abort; an unknown id is ignored.
+
+        Raises:
+            EngineError: the loop has ended; nothing was taken.
+            RequestError: an id is in flight already; nothing was taken.
+        """
+        with self._wake:
+            if self._ended:
+                raise EngineError(f"the engine has ended: {self._error or 'stopped'}")
+            for request in requests:
+                if request.request_id in self._in_flight:
+                    raise RequestError("request_id", f"{request.request_id!r} is in flight")
+            self._in_flight.update((request.request_id, None) for request in requests)
+            self._inbox.requests.extend(requests)
+            self._inbox.aborts.extend(aborts)
+            self._wake.notify()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """End after the current step, abort what is in flight, close the engine, join."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            engine = self._build()
+        except Exception as error:
+            self._end(error, EngineStats())
+            return
+        self._info = engine.info
+        self._ready.set()
+        failure: Exception | None = None
+        try:
+            self._serve(engine)
+        except Exception as error:
+            failure = error
+        self._end(failure, engine.stats())
+        engine.close()
+
+    def _serve(self, engine: Engine) -> None:
+        is_clean = True
+        while True:
+            inbox = self._take(wait=not engine.has_unfinished)
+            if inbox is None:
+                return
+            deltas = _add(engine, inbox.requests) + _abort(engine, inbox.aborts)
+            if engine.has_unfinished:
+                deltas += engine.step()
+                is_clean = False
+            else:
+                engine.idle()
+            if not is_clean and not engine.has_unfinished:
+                engine.check_integrity()
+                is_clean = True
+            self._report(deltas, engine.stats())
+
+    def _take(self, *, wait: bool) -> _Inbox | None:
+        """What has come in, after at most `IDLE_INTERVAL_S` if there is nothing; None to stop."""
+        with self._wake:
+            if wait and not (self._inbox.requests or self._inbox.aborts or self._stopping):
+                self._wake.wait(IDLE_INTERVAL_S)
+            if self._stopping:
+                return None
+            inbox, self._inbox = self._inbox, _Inbox()
+            return inbox
+
+    def _report(self, deltas: list[TokenDelta], stats: EngineStats) -> None:
+        with self._wake:
+            for delta in deltas:
+                if delta.finish_reason is not None:
+                    self._in_flight.pop(delta.request_id, None)
+        self._on_step(deltas, stats)
+
+    def _end(self, error: Exception | None, stats: EngineStats) -> None:
+        """Take no more requests, and give an end to all that are in flight."""
+        with self._wake:
+            self._ended = True
+            self._error = error
+            in_flight, self._in_flight = list(self._in_flight), {}
+        reason = FinishReason.ABORT if error is None else FinishReason.ERROR
+        message = None if error is None else str(error) or type(error).__name__
+        deltas = [
+            TokenDelta(request_id=request_id, finish_reason=reason, error=message)
+            for request_id in in_flight
+        ]
+        with suppress(Exception):  # it may be the one that ended the loop
+            self._on_step(deltas, stats)
+        self._ready.set()
+
+
+def _add(engine: Engine, requests: Sequence[GenerateRequest]) -> list[TokenDelta]:
+    """Queue requests; a delta for each that the engine refuses."""
+    refused = []
+    for request in requests:
+        try:
+            engine.add_request(request)
+        except RequestError as error:
+            refused.append(
+                TokenDelta(
+                    request_id=request.request_id,
+                    finish_reason=FinishReason.ERROR,
+                    error=str(error),
+                )
+            )
+    return refused
+
+
+def _abort(engine: Engine, request_ids: Sequence[str]) -> list[TokenDelta]:
+    return [
+        TokenDelta(request_id=request_id, finish_reason=FinishReason.ABORT)
+        for request_id in request_ids
+        if engine.abort_request(request_id)
+    ]

@@ -1,0 +1,177 @@
+"""The ranks of an engine: rank 0 as an `Engine`, the others as a loop that obeys it.
+
+`python -m qwen3_ray.engine.rank` runs one of the others for `LLM`, as long as its parent lives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from qwen3_ray.config import EngineConfig
+from qwen3_ray.distributed.control import Kind
+from qwen3_ray.engine.engine import Engine
+from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
+from qwen3_ray.engine.group_executor import GroupExecutor
+from qwen3_ray.engine.progress import LoadProgress, OnProgress
+from qwen3_ray.engine.rendezvous import Rendezvous
+from qwen3_ray.engine.startup import Rank, start_rank
+from qwen3_ray.engine.stats import EngineInfo
+from qwen3_ray.errors import EngineError, Qwen3RayError
+from qwen3_ray.model.weights import weights_manifest
+from qwen3_ray.runner.sampler import METHOD, Sampler
+from qwen3_ray.text.tokenizer import find_tokenizer
+
+__all__ = ["LoadProgress", "build_engine", "serve_rank"]
+
+
+def _ignore(_progress: LoadProgress) -> None:
+    pass
+
+
+def build_engine(
+    config: EngineConfig,
+    *,
+    rendezvous_dir: Path,
+    on_progress: OnProgress = _ignore,
+    check_peers: Callable[[], None] = lambda: None,
+) -> Engine:
+    """Build rank 0 and the engine around it, in the thread that will run its steps.
+
+    Blocks until all ranks are ready and every kernel is compiled.
+
+    Args:
+        config: the same on every rank.
+        rendezvous_dir: private to these ranks, empty, on a file system that they share.
+        on_progress: called in this thread.
+        check_peers: called while waiting for the other ranks; raises if one will not come.
+
+    Raises:
+        ConfigError: the settings cannot work with this model, checkpoint or machine.
+        EngineError: another rank did not come, or is gone.
+    """
+    rendezvous = Rendezvous(
+        rank=0,
+        size=config.tensor_parallel_size,
+        directory=rendezvous_dir,
+        check_peers=check_peers,
+    )
+    rank = start_rank(config, rendezvous, on_progress)
+    sampler = Sampler(num_valid_token_ids=_num_valid_token_ids(config, rank), device=rank.device)
+    executor = GroupExecutor(
+        control=rank.control,
+        runner=rank.runner,
+        sampler=sampler,
+        row_plan=rank.row_plan,
+        num_blocks=rank.num_blocks,
+        block_size=rank.kv_layout.block_size,
+    )
+    executor.warm_up()
+    on_progress(LoadProgress("ready"))
+    return Engine(
+        executor,
+        _engine_info(config, rank),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+    )
+
+
+def serve_rank(
+    config: EngineConfig, rank: int, *, rendezvous_dir: Path, on_progress: OnProgress = _ignore
+) -> None:
+    """Build one of the ranks 1 and up and compute what rank 0 says, until it says stop.
+
+    Raises:
+        ConfigError: as in `build_engine`.
+        EngineError: rank 0 or another rank is gone.
+    """
+    rendezvous = Rendezvous(rank=rank, size=config.tensor_parallel_size, directory=rendezvous_dir)
+    parts = start_rank(config, rendezvous, on_progress)
+    on_progress(LoadProgress("ready"))
+    while True:
+        kind, arrays = parts.control.receive()
+        if kind is Kind.STOP:
+            return
+        if arrays is not None:
+            try:
+                parts.runner.execute(arrays)
+            except RuntimeError as error:  # torch's and gloo's own
+                raise EngineError(f"a step failed on rank {rank}: {error}") from error
+
+
+def _num_valid_token_ids(config: EngineConfig, rank: Rank) -> int:
+    """Models have more logits than their tokenizer has tokens; those mean nothing."""
+    tokenizer = None if config.skip_tokenizer_init else find_tokenizer(config.model_dir)
+    vocab_size = rank.model_config.vocab_size
+    return vocab_size if tokenizer is None else min(tokenizer.num_tokens, vocab_size)
+
+
+def _engine_info(config: EngineConfig, rank: Rank) -> EngineInfo:
+    layout = rank.kv_layout
+    fingerprint = numerics_fingerprint(
+        {
+            "weights": weights_manifest(config.model_dir),
+            "dtype": config.dtype,
+            "kv_cache_dtype": str(layout.dtype),
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "block_size": layout.block_size,
+            "kernels": rank.model.kernel_names,
+            "exact": rank.row_plan.exact,
+            "sampling": METHOD,
+            "architecture": architecture_name(rank.device),
+        }
+    )
+    return EngineInfo(
+        model_name=config.model_dir.name,
+        numerics_fingerprint=fingerprint,
+        exact=rank.row_plan.exact,
+        block_size=layout.block_size,
+        max_model_len=rank.max_model_len,
+        vocab_size=rank.model_config.vocab_size,
+        tensor_parallel_size=config.tensor_parallel_size,
+        eos_token_ids=rank.model_config.eos_token_ids,
+    )
+
+
+def config_to_json(config: EngineConfig) -> str:
+    """For the command line of a child; the opposite of `config_from_json`."""
+    return json.dumps(asdict(config) | {"model_dir": str(config.model_dir)})
+
+
+def config_from_json(text: str) -> EngineConfig:
+    """The config that `config_to_json` wrote."""
+    values = json.loads(text)
+    return EngineConfig(**values | {"model_dir": Path(values["model_dir"])})
+
+
+def _exit_with_parent() -> None:
+    """End this process, whatever it does, once the pipe that is its stdin closes."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(0)
+
+
+def main() -> int:
+    """Run one rank as a child process; the exit status is 1 when it failed."""
+    parser = argparse.ArgumentParser(prog="qwen3_ray.engine.rank")
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--rendezvous-dir", type=Path, required=True)
+    parser.add_argument("--config", type=config_from_json, required=True)
+    args = parser.parse_args()
+    threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
+    try:
+        serve_rank(args.config, args.rank, rendezvous_dir=args.rendezvous_dir)
+    except Qwen3RayError as error:
+        sys.stderr.write(f"rank {args.rank}: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Where the ranks of one engine meet: a file in a private directory of their machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch._C import _distributed_c10d as c10d
+
+from qwen3_ray.distributed.control import StepControl
+from qwen3_ray.distributed.tp_group import TPGroup
+from qwen3_ray.engine.progress import LoadProgress, OnProgress
+from qwen3_ray.errors import EngineError
+
+CONNECT_TIMEOUT_S = 180.0
+"""How long the first rank waits for the last one's process."""
+GROUP_TIMEOUT_S = 300.0
+"""How long a rank waits for another in a collective. A dead rank is noticed at once, by its
+closed connections; this is for one that hangs, and must cover uneven loading."""
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendezvous:
+    """Rank `rank` of `size`, and how to find the others.
+
+    `directory` is private to the ranks and used for one start only. `check_peers` is called while
+    this rank waits for the others; it raises when one of them will not come.
+    """
+
+    rank: int
+    size: int
+    directory: Path
+    check_peers: Callable[[], None] = lambda: None
+
+    def connect(
+        self, device: torch.device, *, exact: bool, on_progress: OnProgress
+    ) -> tuple[TPGroup, StepControl]:
+        """Meet the other ranks; blocks until all are there.
+
+        Raises:
+            EngineError: a rank did not come in time.
+        """
+        rank, size = self.rank, self.size
+        if size == 1:
+            return TPGroup.single(), StepControl(None, 0, 1)
+        # One machine, and no listening socket beyond it.
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        store = c10d.FileStore(str(self.directory / "store"), size)
+        self._wait_for_all(store, on_progress)
+        control = StepControl.rendezvous(store, rank, size, timeout_s=GROUP_TIMEOUT_S)
+        tp = TPGroup.rendezvous(
+            store, rank, size, device=device, timeout_s=GROUP_TIMEOUT_S, exact=exact
+        )
+        return tp, control
+
+    def _wait_for_all(self, store: c10d.Store, on_progress: OnProgress) -> None:
+        """Wait in Python, where a peer's death can be noticed: torch's rendezvous only waits."""
+        store.set(f"here/{self.rank}", "yes")
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        num_here = 0
+        while num_here < self.size:
+            missing = [rank for rank in range(self.size) if not store.check([f"here/{rank}"])]
+            if self.size - len(missing) > num_here:
+                num_here = self.size - len(missing)
+                on_progress(LoadProgress("connect", num_here, self.size))
+            self.check_peers()
+            if missing and time.monotonic() > deadline:
+                raise EngineError(f"ranks {missing} did not start within {CONNECT_TIMEOUT_S:g} s")
+            time.sleep(_POLL_S)

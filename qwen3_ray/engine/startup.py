@@ -1,0 +1,175 @@
+"""From settings to one rank that can compute steps: threads, rendezvous, weights, KV cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+
+from qwen3_ray.attention.base import allocate_kv_caches
+from qwen3_ray.config import EngineConfig
+from qwen3_ray.distributed.control import StepControl
+from qwen3_ray.engine.progress import LoadProgress, OnProgress
+from qwen3_ray.engine.rendezvous import Rendezvous
+from qwen3_ray.errors import ConfigError, ResourcesError
+from qwen3_ray.layers.row_plan import RowPlan
+from qwen3_ray.model.model_config import ModelConfig
+from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
+from qwen3_ray.model.weights import load_model
+from qwen3_ray.runner.memory import KVLayout, check_num_blocks, choose_num_blocks, memory_budget
+from qwen3_ray.runner.model_runner import ModelRunner
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """One rank, its model loaded and its KV cache allocated; the same on every rank."""
+
+    model_config: ModelConfig
+    model: Qwen3ForCausalLM
+    control: StepControl
+    runner: ModelRunner
+    row_plan: RowPlan
+    device: torch.device
+    kv_layout: KVLayout
+    num_blocks: int
+    max_model_len: int
+
+
+def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProgress) -> Rank:
+    """Build one rank, in the thread that will run its steps; blocks until all ranks have.
+
+    Raises:
+        ConfigError: the settings cannot work with this model, checkpoint or machine.
+        EngineError: another rank did not come, or is gone.
+    """
+    model_config = ModelConfig.from_dir(config.model_dir)
+    model_config.check_tensor_parallel(config.tensor_parallel_size)
+    max_model_len = resolve_max_model_len(config, model_config)
+    device = choose_device(config, rendezvous.rank)
+    if device.type == "cpu":
+        set_num_threads(config)
+    tp, control = rendezvous.connect(
+        device, exact=config.numerics != "fast", on_progress=on_progress
+    )
+    model = load_model(
+        config,
+        model_config,
+        tp,
+        lambda done, total: on_progress(LoadProgress("load", done, total)),
+        device=device,
+    )
+    on_progress(LoadProgress("warm-up"))
+    row_plan = model.find_row_plan(config.numerics, config.max_num_batched_tokens)
+    layout = choose_kv_layout(config, model_config, device)
+    num_blocks = _agree_on_num_blocks(config, layout, control, device, max_model_len)
+    kv_caches = allocate_kv_caches(
+        num_layers=layout.num_layers,
+        num_blocks=num_blocks,
+        block_size=layout.block_size,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        dtype=layout.dtype,
+        device=device,
+    )
+    return Rank(
+        model_config=model_config,
+        model=model,
+        control=control,
+        runner=ModelRunner(model, kv_caches, layout.block_size),
+        row_plan=row_plan,
+        device=device,
+        kv_layout=layout,
+        num_blocks=num_blocks,
+        max_model_len=max_model_len,
+    )
+
+
+def resolve_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    """The context length to serve: the model's own, or what the settings say.
+
+    Raises:
+        ConfigError: the settings ask for more than the model has.
+    """
+    longest = model_config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(
+            "max_model_len", config.max_model_len, f"the model has a context of {longest} tokens"
+        )
+    return config.max_model_len or longest
+
+
+def choose_device(config: EngineConfig, rank: int) -> torch.device:
+    """This rank's device. A process that sees one GPU uses it, else rank `i` uses GPU `i`.
+
+    Raises:
+        ResourcesError: CUDA is asked for and there are too few GPUs.
+    """
+    num_gpus = torch.cuda.device_count()
+    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
+        return torch.device("cpu")
+    index = 0 if num_gpus == 1 else rank
+    if index >= num_gpus:
+        raise ResourcesError(
+            "device",
+            config.device,
+            f"tensor_parallel_size = {config.tensor_parallel_size} needs as many GPUs, "
+            f"there are {num_gpus}",
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_num_threads(config: EngineConfig) -> None:
+    """Give the calling thread's torch and Numba kernels this rank's share of the cores.
+
+    Ray sets OMP_NUM_THREADS=1 in actors; this overrides it.
+    """
+    num_cores = len(os.sched_getaffinity(0))
+    num_threads = config.num_threads or max(1, num_cores // config.tensor_parallel_size)
+    torch.set_num_threads(num_threads)
+    numba = import_module("numba")  # loaded here: a GPU machine may have none
+    numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+
+
+def choose_kv_layout(
+    config: EngineConfig, model_config: ModelConfig, device: torch.device
+) -> KVLayout:
+    """Shape and dtype of this rank's KV blocks, the defaults of the device applied."""
+    on_cpu = device.type == "cpu"
+    dtype: str = config.kv_cache_dtype
+    if dtype == "auto":
+        model_dtype = model_config.dtype if config.dtype == "auto" else config.dtype
+        dtype = "float32" if on_cpu else model_dtype
+    return KVLayout(
+        num_layers=model_config.num_layers,
+        block_size=config.block_size or (32 if on_cpu else 16),
+        num_kv_heads=model_config.num_local_kv_heads(config.tensor_parallel_size),
+        head_dim=model_config.head_dim,
+        dtype=_DTYPES[dtype],
+    )
+
+
+def _agree_on_num_blocks(
+    config: EngineConfig,
+    layout: KVLayout,
+    control: StepControl,
+    device: torch.device,
+    max_model_len: int,
+) -> int:
+    """The number of blocks that every rank can have: the smallest of what each can."""
+    budget = memory_budget(device, num_local_ranks=config.tensor_parallel_size)
+    num_blocks = choose_num_blocks(
+        layout,
+        budget,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory=config.kv_cache_memory,
+    )
+    num_blocks = control.min_over_ranks(num_blocks)
+    check_num_blocks(layout, num_blocks, max_model_len=max_model_len)
+    return num_blocks

@@ -1,0 +1,40 @@
+"""What an engine tells about itself: fixed facts, and figures of the moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """Facts that hold for the life of an engine."""
+
+    model_name: str
+    """Last part of the model directory's path."""
+    numerics_fingerprint: str
+    """Engines with equal ones compute equal bits, if both are `exact`."""
+    exact: bool
+    """A request's output does not depend on what it is computed with."""
+    block_size: int
+    max_model_len: int
+    vocab_size: int
+    """Prompts may hold ids below this."""
+    tensor_parallel_size: int
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Load now, and totals since the start."""
+
+    num_waiting_tokens: int = 0
+    """Accepted tokens still to be computed before their requests' next output tokens."""
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    """0 to 1."""
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    """Prompt tokens of all accepted requests."""
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
