@@ -31,9 +31,13 @@ class StrictSchema:
         self._schema: Json = versions[version]["schema"]["openAPIV3Schema"]
         self._validator = jsonschema.Draft202012Validator(_closed(self._schema))
 
-    def problems(self, resource: Json) -> list[str]:
-        """What an API server would answer; empty when it would store `resource`."""
-        stored = _prune_and_default(copy.deepcopy(resource), self._schema)
+    def stored(self, resource: Json) -> Json:
+        """`resource` without the nulls that it may not hold and with the defaults filled in."""
+        filled: Json = _prune_and_default(copy.deepcopy(resource), self._schema)
+        return filled
+
+    def problems(self, stored: Json) -> list[str]:
+        """What an API server would answer; empty when it would keep `stored`."""
         found = [
             f"{_dotted(error.absolute_path)}: {error.message}"
             for error in self._validator.iter_errors(stored)

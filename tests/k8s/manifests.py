@@ -30,45 +30,52 @@ def build(directory: Path) -> list[Json]:
 class Validator:
     """Judges whole manifest sets; a kind without a schema is a problem, never a warning."""
 
-    def __init__(self) -> None:
+    def __init__(self, *kubernetes_versions: str) -> None:
+        self._versions = kubernetes_versions
         self._rayservice = StrictSchema(K8S / "crds" / "ray.io_rayservices.yaml", "v1")
 
     def problems(self, resources: list[Json]) -> list[str]:
         """Empty when every resource would be stored, run and answer."""
-        found = [problem for resource in resources for problem in self._schema_problems(resource)]
-        for resource in resources:
-            if resource.get("kind") == "RayService" and not found:
+        stored = [self._stored(resource) for resource in resources]
+        found = [problem for resource in stored for problem in self._schema_problems(resource)]
+        for resource in stored:
+            if self._is_rayservice(resource) and not found:
                 found += operator_rules.problems(resource)
                 found += serve_config.problems(resource)
                 found += operator_rules.grpc_service_problems(resource, resources)
         return found
 
-    def _schema_problems(self, resource: Json) -> list[str]:
+    def _is_rayservice(self, resource: Json) -> bool:
         served = (self._rayservice.api_version, self._rayservice.kind)
-        if (resource.get("apiVersion"), resource.get("kind")) != served:
-            return _builtin_problems(resource)
+        return (resource.get("apiVersion"), resource.get("kind")) == served
+
+    def _stored(self, resource: Json) -> Json:
+        return self._rayservice.stored(resource) if self._is_rayservice(resource) else resource
+
+    def _schema_problems(self, resource: Json) -> list[str]:
+        if not self._is_rayservice(resource):
+            return self._builtin_problems(resource)
         found = self._rayservice.problems(resource)
         # The CRD knows `metadata` only as an object, and pod templates without their own rules.
-        found += _builtin_problems(_bare("ConfigMap", resource.get("metadata")))
+        found += self._builtin_problems(_bare("ConfigMap", resource.get("metadata")))
         if not found:
             for template in operator_rules.templates(resource):
                 pod = _bare("Pod", template["metadata"]) | {"spec": template["spec"]}
-                found += _builtin_problems(pod)
+                found += self._builtin_problems(pod)
+        return found
+
+    def _builtin_problems(self, resource: Json) -> list[str]:
+        found = []
+        for version in self._versions:
+            try:
+                kubernetes_validate.validate(resource, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                path = ".".join(str(part) for part in error.absolute_path)
+                found.append(f"{version}: {path}: {error.message}")
+            except kubernetes_validate.SchemaNotFoundError as error:
+                found.append(f"{version}: {error.message}")
         return found
 
 
 def _bare(kind: str, metadata: object) -> Json:
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
-
-
-def _builtin_problems(resource: Json) -> list[str]:
-    found = []
-    for version in KUBERNETES_VERSIONS:
-        try:
-            kubernetes_validate.validate(resource, version, strict=True)
-        except kubernetes_validate.ValidationError as error:
-            path = ".".join(str(part) for part in error.absolute_path)
-            found.append(f"{version}: {path}: {error.message}")
-        except kubernetes_validate.SchemaNotFoundError as error:
-            found.append(f"{version}: {error.message}")
-    return found

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.manifests import K8S, REPOSITORY, Validator, build
+from tests.k8s.manifests import K8S, KUBERNETES_VERSIONS, REPOSITORY, Validator, build
 from tests.k8s.operator_rules import groups, ray_container, templates
 
 Json = dict[str, Any]
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def validator() -> Validator:
-    return Validator()
+    return Validator(KUBERNETES_VERSIONS[-1])
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,9 @@ def service(resources: list[Json]) -> Json:
     return next(r for r in resources if r["kind"] == "RayService")
 
 
-def test_the_built_base_would_be_stored_run_and_answer(
-    validator: Validator, built: list[Json]
-) -> None:
+def test_the_built_base_would_be_stored_run_and_answer(built: list[Json]) -> None:
     assert [r["kind"] for r in built] == ["Service", "RayService"]
-    assert validator.problems(built) == []
+    assert Validator(*KUBERNETES_VERSIONS).problems(built) == []
 
 
 def test_the_schema_is_the_one_its_readme_names() -> None:
@@ -144,7 +142,11 @@ MUTATIONS = {
         "not of type 'string'",
     ),
     "unknown upscaling mode": (in_cluster("autoscalerOptions.upscalingMode", "Fast"), "Fast"),
-    "missing required field": (in_cluster("workerGroupSpecs.1.maxReplicas", None), "maxReplicas"),
+    "missing required field": (in_cluster("workerGroupSpecs.1.groupName", None), "groupName"),
+    "default that does not fit": (
+        in_cluster("workerGroupSpecs.1.maxReplicas", None),
+        "2147483647 GPU pods",
+    ),
     "two containers of one name": (
         lambda service: service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"][
             "containers"
@@ -205,7 +207,7 @@ MUTATIONS = {
     "setting of a wrong type": (in_serve_config("min_replicas: 1", "min_replicas: one"), "integer"),
     "no such deployment": (in_serve_config("name: Router", "name: Roter"), "does not exist"),
     "loopback in a pod": (
-        in_serve_config("    host: 0.0.0.0\n          http", "    host: 127.0.0.1\n          http"),
+        in_serve_config("host: 0.0.0.0\n      http_port", "host: 127.0.0.1\n      http_port"),
         "unreachable",
     ),
     "another gRPC port": (in_serve_config("grpc_port: 9000", "grpc_port: 9001"), "serve-grpc"),
