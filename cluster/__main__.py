@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -42,7 +41,7 @@ def serve(
     """Serve a model over HTTP and gRPC until SIGINT or SIGTERM. Without options: the demo model."""
     values = dict(settings)
     deploy = load_deploy_config(config, values) if config else parse_deploy_config(values)
-    _quieten_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray loads
     # Loaded here: it loads Ray, which the other commands do not need.
     from cluster.ops.serving import serve_until_stopped  # noqa: PLC0415
 
@@ -96,13 +95,6 @@ def generate(
 def version() -> None:
     """Print the version."""
     typer.echo(qwen3_ray.__version__)
-
-
-def _quieten_ray() -> None:
-    """Before Ray loads: no usage reports, and of its messages only what an operator must see."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:

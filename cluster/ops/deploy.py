@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import urllib.error
 import urllib.request
@@ -38,6 +39,7 @@ def deployed(app: Application, config: DeployConfig) -> Iterator[None]:
 
     After `SystemExit` (a second signal) nothing is drained.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=config.host, port=config.http_port),

@@ -78,6 +78,6 @@ def nodes() -> list[NodeResources]:
     """Machines of the connected cluster that are alive."""
     return [
         NodeResources(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        for node in ray.nodes()
         if node["Alive"]
     ]

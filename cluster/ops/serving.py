@@ -73,13 +73,11 @@ def _connected(
     if ray_address is not None:
         return existing_ray(ray_address)
     num_cores = len(os.sched_getaffinity(0))
-    num_cpus = num_logical_cpus(config)
-    if num_cpus > num_cores:
-        display.note(
-            f"warning: {num_cpus} logical CPUs for {num_cores} cores; the ranks share cores"
-        )
+    num_ranks = config.replica_range[1] * config.tp_size
+    if num_ranks > num_cores:
+        display.note(f"warning: {num_ranks} ranks share {num_cores} cores and slow each other down")
     display.note("Starting Ray")
-    return own_ray(max(num_cpus, num_cores))
+    return own_ray(max(num_logical_cpus(config), num_cores))
 
 
 def ready_line(config: DeployConfig, model: str) -> str:
