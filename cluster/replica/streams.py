@@ -129,7 +129,7 @@ class StreamTable:
             return
         if stream.connection is not None and stream.connection != connection:
             problem = "another router has attached to the stream"
-            self._reject(stream.connection, attach.request_id, link.Reject.UNKNOWN_STREAM, problem)
+            self._reject(stream.connection, attach.request_id, link.Reject.TAKEN_OVER, problem)
         self._detach(stream)
         stream.connection = connection
         journal.rewind(attach.from_index)

@@ -1,0 +1,147 @@
+"""Whoever attaches at any token gets exactly the rest: ids, text and end."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.replica.journal import StreamJournal
+from protos.v1 import link_pb2 as link
+from qwen3_ray.text.output_processor import OutputProcessor
+
+END_ID = 0
+"""Stands for a stop token; the other ids stand for their own byte."""
+
+
+def make_journal(stop_strings: Sequence[str] = ()) -> StreamJournal:
+    return StreamJournal("r", lambda: OutputProcessor(lambda id_: bytes([id_]), stop_strings))
+
+
+def in_pieces(token_ids: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
+    pieces: list[Sequence[int]] = []
+    start = 0
+    for size in [*sizes, len(token_ids)]:
+        pieces.append(token_ids[start : start + size])
+        start += size
+    return [piece for piece in pieces if piece]
+
+
+def feed(journal: StreamJournal, pieces: list[Sequence[int]], end: link.FinishReason) -> None:
+    """Engine deltas, the last one with the end, as far as the stream takes them."""
+    for number, piece in enumerate(pieces, start=1):
+        if journal.finished:
+            return
+        reason = end if number == len(pieces) else link.UNFINISHED
+        delta = link.EngineDelta(request_id="r", token_ids=piece, finish_reason=reason)
+        if reason == link.STOP:
+            delta.stop_token_id = END_ID
+        journal.push(delta)
+
+
+# Many two-byte characters, pieces of a stop string, and bytes that are no UTF-8.
+letters = st.one_of(
+    st.sampled_from(list("abé€".encode())), st.integers(1, 255), st.sampled_from(list(b"ab"))
+)
+
+
+@given(
+    body=st.lists(letters, min_size=1, max_size=24),
+    sizes=st.lists(st.integers(1, 5), max_size=6),
+    stop=st.lists(st.sampled_from(["ab", "ba", "b€", "aab", "é"]), max_size=2),
+    end=st.sampled_from([link.LENGTH, link.STOP, link.UNFINISHED, link.ERROR]),
+)
+def test_every_index_gives_exactly_the_rest(
+    body: list[int], sizes: list[int], stop: list[str], end: link.FinishReason
+) -> None:
+    ids = [*body, END_ID] if end == link.STOP else body
+    undisturbed = make_journal(stop)
+    feed(undisturbed, in_pieces(ids, sizes), end)
+    whole = undisturbed.take()
+    # What a reader has after k tokens, were each token a step of its own. (Not after a stop token:
+    # here that one is a token like any other, there it adds no text.)
+    steps = make_journal(stop)
+    text_after = [""]
+    for token_id in whole.token_ids:
+        steps.push(link.EngineDelta(request_id="r", token_ids=[token_id]))
+        text_after.append(text_after[-1] + steps.take().text)
+        if steps.finished:
+            break
+    for index in range(len(whole.token_ids) + 1):
+        undisturbed.rewind(index)
+        rest = undisturbed.take()
+        assert rest.from_index == index
+        assert list(rest.token_ids) == list(whole.token_ids)[index:]
+        assert rest.finish_reason == whole.finish_reason
+        assert rest.WhichOneof("stop_reason") == whole.WhichOneof("stop_reason")
+        if index < len(whole.token_ids) or not whole.HasField("stop_token_id"):
+            assert text_after[index] + rest.text == whole.text
+
+
+@given(
+    ids=st.lists(letters, min_size=2, max_size=16),
+    sizes=st.lists(st.integers(1, 4), max_size=5),
+    data=st.data(),
+)
+def test_a_stream_goes_on_after_an_attach_in_its_middle(
+    ids: list[int], sizes: list[int], data: st.DataObject
+) -> None:
+    whole = make_journal(["ba"])
+    feed(whole, in_pieces(ids, sizes), link.LENGTH)
+    expected = whole.take()
+
+    journal = make_journal(["ba"])
+    got_ids: list[int] = []
+    got_text = ""
+    pieces = in_pieces(ids, sizes)
+    for number, piece in enumerate(pieces, start=1):
+        if journal.finished:
+            break
+        reason = link.LENGTH if number == len(pieces) else link.UNFINISHED
+        journal.push(link.EngineDelta(token_ids=piece, finish_reason=reason))
+        if data.draw(st.booleans(), label="router lost before it got this"):
+            journal.take()
+            journal.rewind(len(got_ids))
+        delta = journal.take()
+        assert delta.from_index == len(got_ids)
+        got_ids += delta.token_ids
+        got_text += delta.text
+    assert got_ids == list(expected.token_ids)
+    assert got_text == expected.text
+    assert delta.finish_reason == expected.finish_reason
+
+
+def test_ids_after_a_stop_string_are_discarded() -> None:
+    journal = make_journal(["lo"])
+    journal.push(link.EngineDelta(token_ids=b"hel"))
+    assert journal.take().text == "he"
+    journal.push(link.EngineDelta(token_ids=b"lo you"))
+    delta = journal.take()
+    assert (delta.from_index, bytes(delta.token_ids), delta.text) == (3, b"lo", "l")
+    assert (delta.finish_reason, delta.stop_string) == (link.STOP, "lo")
+
+
+def test_without_a_tokenizer_there_are_ids_and_no_text() -> None:
+    journal = StreamJournal("r", lambda: None)
+    journal.push(link.EngineDelta(token_ids=[7, 8], finish_reason=link.LENGTH))
+    journal.rewind(1)
+    assert journal.take() == link.StreamDelta(
+        request_id="r", from_index=1, token_ids=[8], finish_reason=link.LENGTH
+    )
+
+
+@pytest.mark.parametrize("reason", [link.ABORT, link.ERROR])
+def test_a_failure_keeps_what_came_before_it(reason: link.FinishReason) -> None:
+    journal = make_journal()
+    journal.push(link.EngineDelta(token_ids=b"hi"))
+    journal.push(link.EngineDelta(finish_reason=reason, error="boom"))
+    delta = journal.take()
+    assert (bytes(delta.token_ids), delta.text) == (b"hi", "hi")
+    assert (delta.finish_reason, delta.error) == (reason, "boom")
+
+
+def test_a_lost_engine_ends_the_stream_as_lost() -> None:
+    journal = make_journal()
+    journal.lose("rank 1 died")
+    assert journal.finished
+    assert journal.take().finish_reason == link.LOST
