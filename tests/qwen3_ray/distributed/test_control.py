@@ -1,0 +1,126 @@
+"""Frames between two ranks that are threads; each has its own group over one HashStore."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from qwen3_ray.distributed.control import HEADER_SIZE, VERSION, Kind, StepArrays, StepControl
+from qwen3_ray.errors import EngineError
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def controls(pool: ThreadPoolExecutor) -> tuple[StepControl, StepControl]:
+    store = dist.HashStore()
+    futures: list[Future[StepControl]] = [
+        pool.submit(StepControl.rendezvous, store, rank, 2, timeout_s=10) for rank in range(2)
+    ]
+    return futures[0].result(), futures[1].result()
+
+
+def make_arrays() -> StepArrays:
+    int32 = np.int32
+    return StepArrays(
+        input_ids=np.array([5, 6, 7, 0], int32),
+        positions=np.array([3, 0, 1, 0], int32),
+        slot_mapping=np.array([11, 4, 5, -1], int32),
+        query_start_loc=np.array([0, 1, 3], int32),
+        seq_lens=np.array([4, 2], int32),
+        block_tables=np.array([[2, 1, 9], [1, 0, 0]], int32),
+        logits_indices=np.array([0, 2, 0], int32),
+        num_tokens=3,
+        num_logits=2,
+    )
+
+
+def test_a_step_arrives_as_it_was_sent(
+    controls: tuple[StepControl, StepControl], pool: ThreadPoolExecutor
+) -> None:
+    leader, follower = controls
+    sent = make_arrays()
+    for kind, arrays in (
+        (Kind.NOOP, None),
+        (Kind.STEP, sent),
+        (Kind.STEP, sent),
+        (Kind.STOP, None),
+    ):
+        received = pool.submit(follower.receive)
+        leader.send(kind, arrays)
+        got_kind, got = received.result()
+        assert got_kind is kind
+        if arrays is None:
+            assert got is None
+            continue
+        assert got is not None
+        assert (got.num_tokens, got.num_logits) == (3, 2)
+        assert (got.num_padded_tokens, got.num_padded_logits) == (4, 3)
+        for name in StepArrays.__slots__:
+            np.testing.assert_array_equal(getattr(got, name), getattr(sent, name))
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "problem"),
+    [
+        (0, VERSION + 1, f"version {VERSION + 1}"),
+        (1, 77, "came where"),
+        (2, 5, "came where"),
+        (3, 9, "damaged"),
+        (4, -1, "damaged"),
+    ],
+    ids=["version", "epoch", "step", "kind", "sizes"],
+)
+def test_a_frame_that_cannot_be_right_is_refused(
+    controls: tuple[StepControl, StepControl],
+    pool: ThreadPoolExecutor,
+    word: int,
+    value: int,
+    problem: str,
+) -> None:
+    leader, follower = controls
+    received = pool.submit(follower.receive)
+    leader.send(Kind.NOOP)
+    assert received.result() == (Kind.NOOP, None)
+    header = torch.zeros(HEADER_SIZE, dtype=torch.int32)
+    header[:4] = torch.tensor([VERSION, leader._epoch, 1, Kind.NOOP])
+    header[word] = value
+    received = pool.submit(follower.receive)
+    assert leader._group is not None
+    leader._group.broadcast(header, 0).wait()
+    with pytest.raises(EngineError, match=problem):
+        received.result()
+
+
+def test_the_smallest_value_is_found(
+    controls: tuple[StepControl, StepControl], pool: ThreadPoolExecutor
+) -> None:
+    other = pool.submit(controls[1].min_over_ranks, 2**40)
+    assert controls[0].min_over_ranks(2**41) == 2**40
+    assert other.result() == 2**40
+
+
+def test_a_rank_that_nobody_speaks_to_raises(pool: ThreadPoolExecutor) -> None:
+    store = dist.HashStore()
+    futures = [
+        pool.submit(StepControl.rendezvous, store, rank, 2, timeout_s=0.5) for rank in range(2)
+    ]
+    leader, follower = futures[0].result(), futures[1].result()
+    with pytest.raises(EngineError, match="gone or silent"):
+        follower.receive()
+    assert leader.rank == 0
+
+
+def test_alone_there_is_nobody_to_tell() -> None:
+    control = StepControl.rendezvous(dist.HashStore(), 0, 1, timeout_s=1)
+    control.send(Kind.STEP, make_arrays())
+    assert control.min_over_ranks(3) == 3
+    with pytest.raises(EngineError):
+        control.receive()
