@@ -1,17 +1,14 @@
-"""Stream a completion over HTTP: python -m examples.http_stream "Mr. Darcy looked at her and"."""
+"""Stream a completion over HTTP: python -m examples.http_stream [PROMPT] [HOST:PORT]."""
 
 import json
 import sys
 
 import httpx
 
-request = {
-    "prompt": sys.argv[1] if len(sys.argv) > 1 else "Mr. Darcy looked at her and",
-    "temperature": 0,
-    "max_tokens": 48,
-    "stream": True,
-}
-url = "http://127.0.0.1:8000/v1/completions"
+prompt = sys.argv[1] if len(sys.argv) > 1 else "Mr. Darcy looked at her and"
+address = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1:8000"
+url = f"http://{address}/v1/completions"
+request = {"prompt": prompt, "temperature": 0, "max_tokens": 48, "stream": True}
 with httpx.stream("POST", url, json=request, timeout=None) as response:
     response.raise_for_status()
     for line in response.iter_lines():

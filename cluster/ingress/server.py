@@ -62,4 +62,4 @@ class RouterDeployment:
 
 
 def _load_tokenizer(model: str | None) -> Tokenizer | None:
-    return find_tokenizer(resolve_model_dir(model))
+    return find_tokenizer(resolve_model_dir(model, with_weights=False))

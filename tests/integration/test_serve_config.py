@@ -6,6 +6,7 @@ The tests run in order: the first one looks at a head on which nothing is deploy
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from qwen3_ray.config import DEMO_MODEL_DIR
 from tests.integration.clients import Call, grpc_pieces, http_pieces, text_of
 from tests.integration.ray_head import RayHead, running_head
 from tests.integration.server import eventually, free_ports
-from tests.k8s.manifests import K8S, build
+from tests.k8s.manifests import K8S, REPOSITORY, build
 from tests.k8s.operator_rules import groups, ray_container
 from tests.k8s.ray_view import resources
 
@@ -121,6 +122,25 @@ def test_it_tells_the_name_that_the_manifest_gives_it(deployment: Deployment) ->
     with grpc.insecure_channel(deployment.target) as channel:
         health = HealthStub(channel).Check(HealthCheckRequest(), timeout=30)
     assert health.status == HealthCheckResponse.SERVING
+
+
+def test_the_examples_print_one_text(deployment: Deployment) -> None:
+    printed = {
+        subprocess.run(
+            [sys.executable, "-m", f"examples.{name}", DARCY.prompt, address],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+            cwd=REPOSITORY,
+        ).stdout
+        for name, address in (
+            ("grpc_stream", deployment.target),
+            ("http_stream", deployment.url.removeprefix("http://")),
+        )
+    }
+    assert len(printed) == 1
+    assert printed.pop().startswith(" said:")
 
 
 def test_the_dashboard_wants_the_token(deployment: Deployment) -> None:
