@@ -16,9 +16,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import get_num_threads, njit, prange
+from numba import njit
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
+from qwen3_ray.attention.thread_pool import ThreadPool
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
@@ -45,15 +46,20 @@ _ONE = np.float32(1)
 
 
 class NumbaPagedAttention:
-    """Row-invariant paged attention over float32 caches; call it from one thread at a time."""
+    """Row-invariant paged attention over float32 caches."""
 
     row_invariant = True
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
 
     def write_kv(
         self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, metadata: AttentionMetadata
     ) -> None:
         """See `AttentionBackend`; `k` and `v` are contiguous."""
-        _write_kv(
+        self._pool.run(
+            _write_kv,
+            k.numel(),
             k.numpy(),
             v.numpy(),
             cache.key.numpy(),
@@ -66,7 +72,10 @@ class NumbaPagedAttention:
         """See `AttentionBackend`; `q` is contiguous."""
         out = torch.empty_like(q)
         out[metadata.num_tokens :] = 0
-        _attend(
+        num_keys = int(metadata.seq_lens.max()) * q.shape[0]
+        self._pool.run(
+            _attend,
+            num_keys * q.shape[1] * q.shape[2],
             q.numpy(),
             cache.key.numpy(),
             cache.value.numpy(),
@@ -74,14 +83,15 @@ class NumbaPagedAttention:
             metadata.seq_lens.numpy(),
             metadata.block_tables.numpy(),
             np.float32(q.shape[2] ** -0.5 * _LOG2_E),
-            get_num_threads(),
             out.numpy(),
         )
         return out
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _write_kv(
+    part: int,
+    num_parts: int,
     k: _Floats,
     v: _Floats,
     key_cache: _Floats,
@@ -90,7 +100,7 @@ def _write_kv(
     num_tokens: int,
 ) -> None:
     block_size = key_cache.shape[2]
-    for row in prange(num_tokens):
+    for row in range(num_tokens * part // num_parts, num_tokens * (part + 1) // num_parts):
         block, offset = slot_mapping[row] // block_size, slot_mapping[row] % block_size
         for head in range(k.shape[1]):
             for d in range(k.shape[2]):
@@ -98,8 +108,10 @@ def _write_kv(
                 value_cache[block, head, offset, d] = v[row, head, d]
 
 
-@njit(cache=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=_FAST)
 def _attend(
+    part: int,
+    num_parts: int,
     q: _Floats,
     key_cache: _Floats,
     value_cache: _Floats,
@@ -107,34 +119,32 @@ def _attend(
     seq_lens: _Ints,
     block_tables: _Ints,
     scale: np.float32,
-    num_threads: int,
     out: _Floats,
 ) -> None:
-    """Thread `t` computes every `num_threads`-th item: sequence x row tile x key/value head."""
+    """Compute every `num_parts`-th item: sequence x row tile x key/value head."""
     num_kv_heads = key_cache.shape[1]
     group = q.shape[1] // num_kv_heads
     num_lanes = group + group % 2  # heads go in pairs; an odd last one is paired with itself
-    for thread in prange(num_threads):
-        acc = np.empty((_TILE_ROWS, num_lanes, q.shape[2]), np.float32)
-        softmax = np.empty((_TILE_ROWS, num_lanes, 2), np.float32)
-        scores = np.empty((2, key_cache.shape[2]), np.float32)
-        item = 0
-        for seq in range(seq_lens.shape[0]):
-            stop = query_start_loc[seq + 1]
-            for first_row in range(query_start_loc[seq], stop, _TILE_ROWS):
-                last_row = min(first_row + _TILE_ROWS, stop)
-                offset = seq_lens[seq] - stop  # position minus row
-                for head in range(num_kv_heads):
-                    if item % num_threads == thread:
-                        tile = (first_row, last_row, offset, head)
-                        _attend_tile(
-                            q, key_cache, value_cache, block_tables[seq], tile, scale, acc, softmax,
-                            scores, out,
-                        )  # fmt: skip
-                    item += 1
+    acc = np.empty((_TILE_ROWS, num_lanes, q.shape[2]), np.float32)
+    softmax = np.empty((_TILE_ROWS, num_lanes, 2), np.float32)
+    scores = np.empty((2, key_cache.shape[2]), np.float32)
+    item = 0
+    for seq in range(seq_lens.shape[0]):
+        stop = query_start_loc[seq + 1]
+        for first_row in range(query_start_loc[seq], stop, _TILE_ROWS):
+            last_row = min(first_row + _TILE_ROWS, stop)
+            offset = seq_lens[seq] - stop  # position minus row
+            for head in range(num_kv_heads):
+                if item % num_parts == part:
+                    tile = (first_row, last_row, offset, head)
+                    _attend_tile(
+                        q, key_cache, value_cache, block_tables[seq], tile, scale, acc, softmax,
+                        scores, out,
+                    )  # fmt: skip
+                item += 1
 
 
-@njit(cache=True, fastmath=_FAST)
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _attend_tile(
     q: _Floats,
     key_cache: _Floats,
@@ -180,7 +190,7 @@ def _attend_tile(
                 out[row, first_head + lane, d] = acc[row - first_row, lane, d] / total
 
 
-@njit(cache=True, fastmath=_FAST)
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _score(q0: _Floats, q1: _Floats, keys: _Floats, num_keys: int, scores: _Floats) -> None:
     """Dot products of two heads with the block's keys; what follows `num_keys` is not read."""
     last = num_keys - 1
@@ -202,7 +212,7 @@ def _score(q0: _Floats, q1: _Floats, keys: _Floats, num_keys: int, scores: _Floa
         scores[1, j], scores[1, j + 1], scores[1, j + 2], scores[1, j + 3] = b0, b1, b2, b3
 
 
-@njit(cache=True, fastmath=_FAST)
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _weigh(
     scores: _Floats, num_keys: int, scale: np.float32, softmax: _Floats, acc: _Floats
 ) -> None:
@@ -228,7 +238,7 @@ def _weigh(
     softmax[1] += total
 
 
-@njit(cache=True, fastmath=_FAST)
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _add_values(
     weights: _Floats, values: _Floats, num_keys: int, acc0: _Floats, acc1: _Floats
 ) -> None:

@@ -1,0 +1,70 @@
+"""Who computes what lies between the linears: one Protocol, plain torch and Numba."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+
+from qwen3_ray.attention.base import AttentionBackend
+from qwen3_ray.attention.reference import ReferenceAttention
+from qwen3_ray.layers import activation, norm, rotary
+from qwen3_ray.layers.rotary import QKNorm
+
+KernelChoice = Literal["auto", "reference", "numba"]
+
+
+class Kernels(Protocol):
+    """Fused small steps and attention; operations and shapes as in the modules named."""
+
+    name: str
+    row_invariant: bool
+    """Whether a row's bits depend on that row alone, in everything here."""
+    attention: AttentionBackend
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """See `norm.rms_norm`."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """See `norm.add_rms_norm`."""
+
+    def qk_norm_rope(
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        norm: QKNorm,
+        cos_sin: torch.Tensor,
+        num_kv_heads: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `rotary.qk_norm_rope`."""
+
+    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See `activation.silu_and_mul`."""
+
+
+class ReferenceKernels:
+    """Plain torch; on any device and from any thread."""
+
+    name = "reference"
+    row_invariant = False
+
+    def __init__(self) -> None:
+        self.attention: AttentionBackend = ReferenceAttention()
+        self.rms_norm = norm.rms_norm
+        self.add_rms_norm = norm.add_rms_norm
+        self.qk_norm_rope = rotary.qk_norm_rope
+        self.silu_and_mul = activation.silu_and_mul
+
+
+def select_kernels(choice: KernelChoice, device: torch.device) -> Kernels:
+    """`auto` is numba on CPU, with as many threads as torch, and reference on CUDA.
+
+    Numba is imported only if it is chosen.
+    """
+    if choice == "reference" or (choice == "auto" and device.type != "cpu"):
+        return ReferenceKernels()
+    from qwen3_ray.layers.numba_kernels import NumbaKernels  # noqa: PLC0415 - slow to import
+
+    return NumbaKernels(torch.get_num_threads())

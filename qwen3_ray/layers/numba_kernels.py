@@ -1,0 +1,81 @@
+"""The CPU's kernels behind the `Kernels` protocol."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from qwen3_ray.attention.base import AttentionBackend
+from qwen3_ray.attention.numba_paged import NumbaPagedAttention
+from qwen3_ray.attention.thread_pool import ThreadPool
+from qwen3_ray.layers import numba_rows
+from qwen3_ray.layers.rotary import QKNorm
+
+
+class NumbaKernels:
+    """Row-invariant float32 kernels on `num_threads` threads."""
+
+    name = "numba"
+    row_invariant = True
+
+    def __init__(self, num_threads: int) -> None:
+        self._pool = ThreadPool(num_threads)
+        self.attention: AttentionBackend = NumbaPagedAttention(self._pool)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """See `norm.rms_norm`."""
+        out = torch.empty_like(x)
+        self._pool.run(
+            numba_rows.rms_norm, x.numel(), x.numpy(), weight.numpy(), np.float32(eps), out.numpy()
+        )
+        return out
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """See `norm.add_rms_norm`."""
+        out = torch.empty_like(x)
+        self._pool.run(
+            numba_rows.add_rms_norm,
+            x.numel(),
+            x.numpy(),
+            residual.numpy(),
+            weight.numpy(),
+            np.float32(eps),
+            out.numpy(),
+        )
+        return out
+
+    def qk_norm_rope(
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        norm: QKNorm,
+        cos_sin: torch.Tensor,
+        num_kv_heads: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `rotary.qk_norm_rope`."""
+        num_rows, head_dim = qkv.shape[0], norm.q_weight.shape[0]
+        num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+        q = torch.empty(num_rows, num_heads, head_dim)
+        k, v = torch.empty(2, num_rows, num_kv_heads, head_dim)
+        self._pool.run(
+            numba_rows.qk_norm_rope,
+            2 * qkv.numel(),
+            qkv.numpy(),
+            positions.numpy(),
+            norm.q_weight.numpy(),
+            norm.k_weight.numpy(),
+            np.float32(norm.eps),
+            cos_sin.numpy(),
+            q.numpy(),
+            k.numpy(),
+            v.numpy(),
+        )
+        return q, k, v
+
+    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See `activation.silu_and_mul`."""
+        out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
+        self._pool.run(numba_rows.silu_and_mul, 4 * out.numel(), gate_up.numpy(), out.numpy())
+        return out

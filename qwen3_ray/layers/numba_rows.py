@@ -1,0 +1,138 @@
+"""The small steps between the products, fused, on CPU: one pass per row.
+
+No row sees another, and each row takes the same path whatever its index: torch's own vectorised
+operators have another path for the last elements of a thread's share. Each kernel has a plain
+torch oracle of the same name in `norm`, `rotary` and `activation`. All arrays are contiguous;
+a call computes the rows of `part` out of `num_parts` and releases the GIL.
+
+All callees of the cached kernels live in this file: Numba's cache notices no edit elsewhere.
+"""
+# ruff: noqa: PLR0917 - Numba compiles calls by position
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+_Floats = npt.NDArray[np.float32]
+_Ints = npt.NDArray[np.int32]
+
+_FAST = {"reassoc", "contract", "nsz"}
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_LOG2_E = np.float32(math.log2(math.e))
+_MAGIC = np.float32(12582912)  # 1.5 * 2**23: x + _MAGIC holds round(x) in its low bits
+_MANTISSA_BITS = np.int32(23)
+_EXP2_MIN, _EXP2_MAX = np.float32(-126), np.float32(126)
+_C1, _C2 = np.float32(6.931471805599453e-1), np.float32(2.402265069591007e-1)
+_C3, _C4 = np.float32(5.550410866482158e-2), np.float32(9.618129107628477e-3)
+_C5, _C6 = np.float32(1.333355814642844e-3), np.float32(1.540353039338161e-4)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rms_norm(
+    part: int, num_parts: int, x: _Floats, weight: _Floats, eps: np.float32, out: _Floats
+) -> None:
+    """`out` = norm of `x`, both [num_rows, size]."""
+    start, stop = _rows(x.shape[0], part, num_parts)
+    for row in range(start, stop):
+        _normalise(x[row], weight, eps, out[row])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_rms_norm(
+    part: int,
+    num_parts: int,
+    x: _Floats,
+    residual: _Floats,
+    weight: _Floats,
+    eps: np.float32,
+    out: _Floats,
+) -> None:
+    """`residual` += `x`; `out` = norm of the sum; all [num_rows, size]."""
+    start, stop = _rows(x.shape[0], part, num_parts)
+    for row in range(start, stop):
+        total = residual[row]
+        for i in range(total.shape[0]):
+            total[i] += x[row][i]
+        _normalise(total, weight, eps, out[row])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def qk_norm_rope(
+    part: int,
+    num_parts: int,
+    qkv: _Floats,
+    positions: _Ints,
+    q_weight: _Floats,
+    k_weight: _Floats,
+    eps: np.float32,
+    cos_sin: _Floats,
+    q: _Floats,
+    k: _Floats,
+    v: _Floats,
+) -> None:
+    """Fill `q`, `k`, `v`, each [num_rows, heads, head_dim], from `qkv` [num_rows, all heads]."""
+    num_heads, num_kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
+    start, stop = _rows(qkv.shape[0], part, num_parts)
+    for row in range(start, stop):
+        heads = qkv[row].reshape((num_heads + 2 * num_kv_heads, head_dim))
+        angles = cos_sin[positions[row]]
+        for head in range(num_heads):
+            _normalise(heads[head], q_weight, eps, q[row, head])
+            _rotate(q[row, head], angles)
+        for head in range(num_kv_heads):
+            _normalise(heads[num_heads + head], k_weight, eps, k[row, head])
+            _rotate(k[row, head], angles)
+            v[row, head] = heads[num_heads + num_kv_heads + head]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def silu_and_mul(part: int, num_parts: int, gate_up: _Floats, out: _Floats) -> None:
+    """`gate_up` [num_rows, 2 * size], gate before up -> `out` [num_rows, size]."""
+    size = out.shape[1]
+    start, stop = _rows(out.shape[0], part, num_parts)
+    for row in range(start, stop):
+        gates, ups, products = gate_up[row][:size], gate_up[row][size:], out[row]
+        for i in range(size):
+            products[i] = gates[i] / (_ONE + _exp2(-gates[i] * _LOG2_E)) * ups[i]
+
+
+@njit(cache=True)
+def _rows(num_rows: int, part: int, num_parts: int) -> tuple[int, int]:
+    return num_rows * part // num_parts, num_rows * (part + 1) // num_parts
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def _normalise(x: _Floats, weight: _Floats, eps: np.float32, out: _Floats) -> None:
+    total = _ZERO
+    for i in range(x.shape[0]):
+        total += x[i] * x[i]
+    factor = _ONE / np.sqrt(total / np.float32(x.shape[0]) + eps)
+    for i in range(x.shape[0]):
+        out[i] = weight[i] * (x[i] * factor)
+
+
+@njit(cache=True)
+def _rotate(x: _Floats, angles: _Floats) -> None:
+    """Rotate the pairs (i, i + half) of one head in place; `angles` is cosines, then sines."""
+    half = x.shape[0] // 2
+    for i in range(half):
+        first, second = x[i], x[half + i]
+        cos, sin = angles[i], angles[half + i]
+        x[i] = first * cos - second * sin
+        x[half + i] = second * cos + first * sin
+
+
+@njit(cache=True, fastmath={"contract"})
+def _exp2(x: np.float32) -> np.float32:
+    """2**x, clipped to normal numbers; unlike libm's it vectorises."""
+    clipped = min(max(np.float32(x), _EXP2_MIN), _EXP2_MAX)
+    shifted = np.float32(clipped + _MAGIC)
+    f = clipped - (shifted - _MAGIC)
+    power = _ONE + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
+    exponent = shifted.view(np.int32) << _MANTISSA_BITS
+    bits = np.int32(np.float32(power).view(np.int32) + exponent)
+    return bits.view(np.float32)
