@@ -157,7 +157,6 @@ class Scheduler:
         """
         budget = self._max_num_batched_tokens
         scheduled: list[ScheduledRequest] = []
-        num_running = len(self._running)
         for request in list(self._running.values()):
             num_new = min(request.num_pending_tokens, budget)
             # A preempted request takes no part, nor do the younger ones: they left before it.
@@ -167,8 +166,9 @@ class Scheduler:
                 break
             scheduled.append(ScheduledRequest(request, num_new))
             budget -= num_new
-        if len(self._running) == num_running:  # nobody was preempted, so there may be room
-            self._admit(scheduled, budget)
+        # One preempted just now does not fit back (else nobody had needed its blocks), and being
+        # first in the queue it keeps the others out.
+        self._admit(scheduled, budget)
         return Step(tuple(scheduled))
 
     def _grow_or_preempt(self, request: RequestState, num_new_tokens: int) -> bool:
