@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen3_ray.config import DEMO_MODEL_DIR, EngineConfig
+from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
+from qwen3_ray.engine.rank import config_from_json, config_to_json
+from qwen3_ray.engine.startup import choose_kv_layout, resolve_max_model_len
+from qwen3_ray.errors import ConfigError
+from qwen3_ray.model.model_config import ModelConfig
+
+CPU = torch.device("cpu")
+
+
+def test_a_config_survives_the_way_to_a_child() -> None:
+    config = EngineConfig(
+        model_dir=Path("/models/with space"), tensor_parallel_size=2, max_model_len=77, seed=-5
+    )
+    assert config_from_json(config_to_json(config)) == config
+
+
+def test_the_context_is_the_models_unless_the_settings_ask_for_less() -> None:
+    model_config = ModelConfig.from_dir(DEMO_MODEL_DIR)
+    config = EngineConfig(model_dir=DEMO_MODEL_DIR)
+    assert resolve_max_model_len(config, model_config) == 32_768
+    shorter = EngineConfig(model_dir=DEMO_MODEL_DIR, max_model_len=100)
+    assert resolve_max_model_len(shorter, model_config) == 100
+    longer = EngineConfig(model_dir=DEMO_MODEL_DIR, max_model_len=32_769)
+    with pytest.raises(ConfigError, match="32768 tokens"):
+        resolve_max_model_len(longer, model_config)
+
+
+@pytest.mark.parametrize(
+    ("size", "block_size", "dtype", "expected"),
+    [
+        (1, None, "auto", (32, 4, torch.float32)),
+        (2, 8, "bfloat16", (8, 2, torch.bfloat16)),
+        (8, None, "float32", (32, 1, torch.float32)),
+    ],
+)
+def test_a_rank_holds_its_share_of_the_kv_heads(
+    size: int, block_size: int | None, dtype: str, expected: tuple[int, int, torch.dtype]
+) -> None:
+    config = EngineConfig(
+        model_dir=DEMO_MODEL_DIR,
+        tensor_parallel_size=size,
+        block_size=block_size,
+        kv_cache_dtype=dtype,  # type: ignore[arg-type]
+    )
+    layout = choose_kv_layout(config, ModelConfig.from_dir(DEMO_MODEL_DIR), CPU)
+    assert (layout.block_size, layout.num_kv_heads, layout.dtype) == expected
+
+
+def test_a_fingerprint_changes_with_every_part_and_not_with_their_order() -> None:
+    parts: dict[str, str | int | bool] = {"weights": "abc", "block_size": 32, "exact": True}
+    fingerprint = numerics_fingerprint(parts)
+    assert fingerprint == numerics_fingerprint(dict(reversed(parts.items())))
+    assert len(fingerprint) == 64
+    changes: list[dict[str, str | int | bool]] = [
+        {"weights": "abd"},
+        {"block_size": 16},
+        {"exact": False},
+        {"kernels": "x"},
+    ]
+    assert len({fingerprint, *(numerics_fingerprint(parts | change) for change in changes)}) == 5
+    assert architecture_name(CPU)
