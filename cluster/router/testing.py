@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 
 from protos.v1 import link_pb2 as link
-from qwen3_ray.errors import UnavailableError
+from qwen3_ray.errors import RequestError, UnavailableError
 
 
 class FakeReplica:
@@ -145,7 +145,10 @@ class FakeTokenizer:
     """One token for each byte of the text."""
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+        try:
+            return list(text.encode())
+        except UnicodeEncodeError:
+            raise RequestError("prompt", "is not Unicode text") from None
 
 
 def _key_of(submit: link.Submit) -> bytes:
