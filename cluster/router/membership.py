@@ -6,6 +6,8 @@ a dead replica; the links themselves notice first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
@@ -48,4 +50,5 @@ class MembershipRequestRouter(RequestRouter):
 def follow(replicas: DeploymentHandle[object], listener: Listener) -> None:
     """Call `listener` on the running event loop with each new list of the replicas' links."""
     BOARD.listen(listener)
-    replicas._init()  # type: ignore[no-untyped-call]  # private: starts the push without a request
+    start_push: Callable[[], None] = replicas._init  # private; without it a request would be needed
+    start_push()
