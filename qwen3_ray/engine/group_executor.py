@@ -80,7 +80,6 @@ class GroupExecutor:
             for request, token_id in zip(requests, ids, strict=True):
                 request.num_computed_tokens += num_new_tokens
                 request.token_ids.append(max(token_id, 0))
-        self._sampler.warm_up()
 
 
 def _warm_up_request(top_p: float) -> RequestState:

@@ -26,7 +26,7 @@ class _Inbox:
 
 
 class EngineLoop:
-    """Runs one engine in one thread: Numba's pool must only ever be entered from one.
+    """Runs one engine in one thread: the one whose thread counts were set and kernels tested.
 
     Every submitted request ends with exactly one finish reason in `on_step`: its own, `ABORT` when
     it was aborted or the loop stopped, `ERROR` when it could not be served or the engine died.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib import import_module
 
 import torch
 
@@ -125,15 +124,13 @@ def choose_device(config: EngineConfig, rank: int) -> torch.device:
 
 
 def set_num_threads(config: EngineConfig) -> None:
-    """Give the calling thread's torch and Numba kernels this rank's share of the cores.
+    """Give the calling thread's kernels this rank's share of the cores.
 
-    Ray sets OMP_NUM_THREADS=1 in actors; this overrides it.
+    The Numba kernels take as many threads as torch has. Ray sets OMP_NUM_THREADS=1 in actors;
+    this overrides it.
     """
     num_cores = len(os.sched_getaffinity(0))
-    num_threads = config.num_threads or max(1, num_cores // config.tensor_parallel_size)
-    torch.set_num_threads(num_threads)
-    numba = import_module("numba")  # loaded here: a GPU machine may have none
-    numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(config.num_threads or max(1, num_cores // config.tensor_parallel_size))
 
 
 def choose_kv_layout(

@@ -1,28 +1,28 @@
-"""Sampling on CPU: one Numba pass per row, rows in parallel, no sort, no row sees another.
+"""Sampling on CPU: one Numba pass per row, shared out to threads; no sort, no row sees another.
 
 The order of tokens is that of their raw fp32 logits, the lowest id first among equals. A float's
 bits map to an unsigned key of the same order, so the token at which `top_k` or `top_p` cuts is
 found by three rounds of counting on the key's 11 + 11 + 10 bits. Weights and sums are fp64.
 Every callee of the cached kernel lives in this file: Numba's cache notices no other edits.
 """
+# ruff: noqa: PLR0917 - Numba compiles calls by position
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from qwen3_ray.runner import philox
-from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR, ROW, Rows
+from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR, Rows
 
 Floats = NDArray[np.floating]
 Bits = NDArray[np.uint32]
 Ints = NDArray[np.int64]
 
 _NUM_BINS = 2048
-_MIN_PARALLEL_LOGITS = 65_536
 _M0 = np.uint64(philox.MULTIPLIER_0)
 _M1 = np.uint64(philox.MULTIPLIER_1)
 _W0 = np.uint64(philox.WEYL_0)
@@ -169,39 +169,19 @@ def _sample_row(logits: Floats, row: np.void) -> int:
     return _invert(weights, uniform(row["seed"], row["position"]))
 
 
-@njit(cache=True)
-def _sample_in_turn(logits: Floats, num_valid_token_ids: int, rows: Rows) -> Ints:
-    ids = np.empty(rows.size, np.int64)
-    for row in range(rows.size):
-        ids[row] = _sample_row(logits[row, :num_valid_token_ids], rows[row])
-    return ids
-
-
-@njit(parallel=True, cache=True)
-def _sample_in_parallel(logits: Floats, num_valid_token_ids: int, rows: Rows) -> Ints:
-    ids = np.empty(rows.size, np.int64)
-    for row in prange(rows.size):
-        ids[row] = _sample_row(logits[row, :num_valid_token_ids], rows[row])
-    return ids
-
-
-def sample_rows(logits: Floats, num_valid_token_ids: int, rows: Rows) -> Ints:
-    """Sample one id per row; `NUMERICAL_ERROR` for a row with a logit that is not finite.
+@njit(cache=True, nogil=True)
+def sample_rows(
+    part: int, num_parts: int, logits: Floats, num_valid_token_ids: int, rows: Rows, ids: Ints
+) -> None:
+    """Sample one id for each row of part `part` of `num_parts`.
 
     Args:
+        part: from 0 on; for `ThreadPool.run`.
+        num_parts: parts in all, one a thread.
         logits: [at least num_rows, vocab_size], float32, contiguous.
         num_valid_token_ids: ids from here on are never looked at.
         rows: [num_rows] of `sampling_rows.ROW`.
+        ids: [num_rows], int64, written; `NUMERICAL_ERROR` where a logit is not finite.
     """
-    # Waking the pool on a busy machine costs more than a small step's sampling.
-    if rows.size == 1 or rows.size * num_valid_token_ids < _MIN_PARALLEL_LOGITS:
-        return _sample_in_turn(logits, num_valid_token_ids, rows)
-    return _sample_in_parallel(logits, num_valid_token_ids, rows)
-
-
-def compile_kernels() -> None:
-    """Compile both ways, or load them from Numba's cache."""
-    logits = np.zeros((2, 2), np.float32)
-    rows = np.zeros(2, ROW)
-    _sample_in_turn(logits, 2, rows)
-    _sample_in_parallel(logits, 2, rows)
+    for row in range(part, rows.size, num_parts):
+        ids[row] = _sample_row(logits[row, :num_valid_token_ids], rows[row])

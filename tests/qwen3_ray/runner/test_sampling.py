@@ -50,8 +50,11 @@ def by_definition(logits: NDArray[np.float32], rows: Rows) -> list[int]:
 
 
 def by_kernel(logits: NDArray[np.float32], rows: Rows) -> list[int]:
-    ids: list[int] = numba_sampling.sample_rows(logits, logits.shape[1], rows).tolist()
-    return ids
+    ids = np.empty(len(rows), np.int64)
+    for part in range(2):
+        numba_sampling.sample_rows(part, 2, logits, logits.shape[1], rows, ids)
+    result: list[int] = ids.tolist()
+    return result
 
 
 Sample = Callable[[NDArray[np.float32], Rows], list[int]]
@@ -186,7 +189,7 @@ def _is_a_close_call(logits: NDArray[np.float32], row: np.void) -> bool:
     return bool(np.any(abs(np.cumsum(in_id_order) / in_id_order.sum() - share) < 1e-12))
 
 
-def test_a_large_vocabulary_is_cut_right_in_parallel() -> None:
+def test_a_large_vocabulary_is_cut_right() -> None:
     logits = np.random.default_rng(0).normal(size=(12, 20_000), scale=3).astype(np.float32)
     logits[:, ::2] = np.round(logits[:, ::2])  # ties
     for temperature, top_k, top_p in ((1.0, 0, 1.0), (0.7, 20, 0.95), (1.0, 5000, 0.9)):
@@ -194,12 +197,14 @@ def test_a_large_vocabulary_is_cut_right_in_parallel() -> None:
         assert by_kernel(logits, rows) == by_definition(logits, rows)
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
-    """Alone rows take the sequential kernel, 16 of them the parallel one."""
-    logits = np.random.default_rng(1).normal(size=(16, 6000), scale=2).astype(np.float32)
-    rows = rows_of(16, temperature=0.9, top_k=300, top_p=0.97, seed=99)
-    together = by_kernel(logits, rows)
-    alone = [by_kernel(logits[i : i + 1], rows[i : i + 1])[0] for i in range(16)]
+def test_a_row_depends_neither_on_the_others_nor_on_threads() -> None:
+    sampler = Sampler(num_valid_token_ids=6000, device=CPU)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 6000, generator=generator) * 2
+    params = [SamplingParams(temperature=0.9, top_k=300, top_p=0.97, seed=i) for i in range(16)]
+    requests = [RequestState(str(i), [1] * i, i, params[i]) for i in range(16)]
+    together = sampler.sample(logits, requests)
+    alone = [sampler.sample(logits[i : i + 1], requests[i : i + 1])[0] for i in range(16)]
     assert together == alone
     assert len(set(together)) > 8
 
