@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from qwen3_ray.config import DEMO_MODEL_DIR
 from qwen3_ray.errors import CheckpointError, RequestError
@@ -68,7 +69,14 @@ def test_control_tokens_are_left_out_of_texts_but_think_tags_are_not() -> None:
     assert not DEMO.is_special(0)
 
 
-def test_encode_adds_nothing() -> None:
+def test_encode_adds_nothing_even_if_the_file_says_so(tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer.from_file(str(DEMO_MODEL_DIR / "tokenizer.json"))
+    library.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", ENDOFTEXT)]
+    )
+    write(tmp_path, library.to_str())
+    assert library.encode("a").ids == [ENDOFTEXT, *DEMO.encode("a")]
+    assert Tokenizer.load(tmp_path).encode("a") == DEMO.encode("a")
     assert DEMO.encode("") == []
 
 
