@@ -40,7 +40,9 @@ _STATUSES: Mapping[type, Status] = {
     UnavailableError: Status(503, grpc.StatusCode.UNAVAILABLE, "ServiceUnavailableError"),
     DeadlineExceededError: Status(504, grpc.StatusCode.DEADLINE_EXCEEDED, "DeadlineExceededError"),
 }
-_HTTP_TYPES = {status.http: status.type for status in _STATUSES.values()}
+_HTTP_TYPES = {status.http: status.type for status in _STATUSES.values()} | {
+    413: "RequestTooLargeError"  # its phrase differs between Python versions
+}
 
 # The HTTP API takes token ids under `prompt`, too.
 _HTTP_PARAMS = {"prompt_token_ids": "prompt"}

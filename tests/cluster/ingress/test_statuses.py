@@ -85,7 +85,12 @@ def test_errors_that_pass_say_when_to_come_back() -> None:
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(404, "NotFoundError"), (405, "MethodNotAllowedError"), (400, "BadRequestError")],
+    [
+        (400, "BadRequestError"),
+        (404, "NotFoundError"),
+        (405, "MethodNotAllowedError"),
+        (413, "RequestTooLargeError"),
+    ],
 )
 def test_bare_http_statuses_have_names_too(code: int, kind: str) -> None:
     body = http_error_object(code, "why")["error"]

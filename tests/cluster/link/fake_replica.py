@@ -86,6 +86,7 @@ class FakeReplica:
             replica_id="r1",
             epoch="e1",
             model="m",
+            max_model_len=100_000,
             vocab_size=200_000,
         )
         self.host = ReplicaHost(table, Progress(), hello, self.engine.take)
