@@ -1,0 +1,82 @@
+"""Linear layers of one rank: `x @ W.T` with W split along its output or its input dimension."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from qwen3_ray.distributed.tp_group import TPGroup
+from qwen3_ray.layers import fbgemm
+
+logger = logging.getLogger(__name__)
+
+
+class Matrix(Protocol):
+    """A weight in the form in which its kernel wants it."""
+
+    name: str
+    """Of the kernel; matrices with one name and one shape compute alike."""
+    out_features: int
+    in_features: int
+
+    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+        """[num_rows, in_features] -> [num_rows, out_features]."""
+
+
+class DenseMatrix:
+    """A weight [out_features, in_features] as it is, for torch's own product."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.name = str(weight.dtype).removeprefix("torch.")
+        self.out_features, self.in_features = weight.shape
+        self._weight = weight
+
+    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Matrix`."""
+        return F.linear(x, self._weight)
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixFormat:
+    """How weights are held and what activations are."""
+
+    dtype: torch.dtype
+    """Of activations, and of weights that are not packed."""
+    device: torch.device
+    pack: bool
+    """Pack in fp16 what fp16 holds."""
+
+    def build(self, weight: torch.Tensor, name: str) -> Matrix:
+        """Take `weight` [out_features, in_features], in the checkpoint's dtype, on the CPU."""
+        if self.pack:
+            if fbgemm.can_pack(weight):
+                return fbgemm.PackedMatrix(weight)
+            logger.warning("%s does not fit fp16: it stays %s, at twice the memory", name, "fp32")
+        return DenseMatrix(weight.to(self.device, self.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnParallelLinear:
+    """`y = x @ W.T`, W split along its output dimension: each rank has its own columns of y."""
+
+    matrix: Matrix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[num_rows, in_features] -> [num_rows, out_shard]."""
+        return self.matrix.matmul(x)
+
+
+@dataclass(frozen=True, slots=True)
+class RowParallelLinear:
+    """`y = x @ W.T`, W split along its input dimension; the partial products are summed."""
+
+    matrix: Matrix
+    tp: TPGroup
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[num_rows, in_shard] -> [num_rows, out_features], the same on every rank."""
+        return self.tp.all_reduce(self.matrix.matmul(x))
