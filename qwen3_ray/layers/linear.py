@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,8 +10,6 @@ import torch.nn.functional as F
 
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import fbgemm
-
-logger = logging.getLogger(__name__)
 
 
 class Matrix(Protocol):
@@ -50,12 +47,10 @@ class MatrixFormat:
     pack: bool
     """Pack in fp16 what fp16 holds."""
 
-    def build(self, weight: torch.Tensor, name: str) -> Matrix:
+    def build(self, weight: torch.Tensor) -> Matrix:
         """Take `weight` [out_features, in_features], in the checkpoint's dtype, on the CPU."""
-        if self.pack:
-            if fbgemm.can_pack(weight):
-                return fbgemm.PackedMatrix(weight)
-            logger.warning("%s does not fit fp16: it stays %s, at twice the memory", name, "fp32")
+        if self.pack and fbgemm.can_pack(weight):
+            return fbgemm.PackedMatrix(weight)
         return DenseMatrix(weight.to(self.device, self.dtype))
 
 

@@ -2,27 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
 from qwen3_ray.config import Numerics
 from qwen3_ray.distributed.tp_group import TPGroup
-from qwen3_ray.layers.row_plan import RowPlan
+from qwen3_ray.layers.embedding import VocabParallelEmbedding, VocabParallelHead
+from qwen3_ray.layers.kernels import Kernels
+from qwen3_ray.layers.linear import ColumnParallelLinear, Matrix, RowParallelLinear
+from qwen3_ray.layers.rotary import QKNorm
+from qwen3_ray.layers.row_plan import RowPlan, find_row_plan
 from qwen3_ray.model.model_config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """Weight [hidden_size] and epsilon of one RMSNorm."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Attention of one layer: this rank's query heads and their key/value heads."""
+
+    qkv_proj: ColumnParallelLinear
+    o_proj: RowParallelLinear
+    norm: QKNorm
+    num_kv_heads: int
+    kernels: Kernels
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        cache: KVCache,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """[num_rows, hidden_size] -> the same, summed over the ranks."""
+        qkv = self.qkv_proj.forward(x)
+        q, k, v = self.kernels.qk_norm_rope(qkv, positions, self.norm, cos_sin, self.num_kv_heads)
+        attention = self.kernels.attention
+        attention.write_kv(k, v, cache, metadata)
+        return self.o_proj.forward(attention.attend(q, cache, metadata).flatten(1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLP:
+    """SwiGLU of one layer."""
+
+    gate_up_proj: ColumnParallelLinear
+    down_proj: RowParallelLinear
+    kernels: Kernels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] -> the same, summed over the ranks."""
+        return self.down_proj.forward(self.kernels.silu_and_mul(self.gate_up_proj.forward(x)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayer:
+    """`x += attention(norm(x))`, `x += mlp(norm(x))`, each sum fused with the norm after it."""
+
+    input_norm: Norm
+    attention: Attention
+    post_attention_norm: Norm
+    mlp: MLP
 
 
 class Qwen3ForCausalLM:
     """One rank's share of a dense Qwen3 model: built complete by `load_model`, never changed."""
 
-    config: ModelConfig
-    tp: TPGroup
-    device: torch.device
-    num_bytes_read: int
-    """Bytes of tensor data that this rank read from the checkpoint."""
-    kernel_names: str
-    """What computes here ("fp16-packs+numba", ...), for the numerics fingerprint."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        tp: TPGroup,
+        *,
+        embedding: VocabParallelEmbedding,
+        layers: Sequence[DecoderLayer],
+        final_norm: Norm,
+        head: VocabParallelHead,
+        cos_sin: torch.Tensor,
+        kernels: Kernels,
+        num_bytes_read: int,
+    ) -> None:
+        self.config = config
+        self.tp = tp
+        self.device = cos_sin.device
+        self.num_bytes_read = num_bytes_read
+        """Bytes of tensor data that this rank read from the checkpoint."""
+        self._embedding = embedding
+        self._layers = tuple(layers)
+        self._final_norm = final_norm
+        self._head = head
+        self._cos_sin = cos_sin
+        self._kernels = kernels
+
+    @property
+    def kernel_names(self) -> str:
+        """What computes here ("fp16-packed+numba", ...), for the numerics fingerprint."""
+        return "+".join([*sorted({matrix.name for matrix in self.matrices()}), self._kernels.name])
 
     def forward(
         self,
@@ -31,19 +115,40 @@ class Qwen3ForCausalLM:
         kv_caches: Sequence[KVCache],
         metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        """int32 ids and positions, each [num_rows] -> normed hidden states [num_rows, hidden].
+        """int32 ids and positions, each [num_rows] -> normed hidden states [num_rows, hidden_size].
 
         2 all-reduces a layer and 1 for the embedding. Writes this step's keys and values.
         """
-        raise NotImplementedError
+        add_norm = self._kernels.add_rms_norm
+        delta = self._embedding.forward(input_ids)
+        residual = torch.zeros_like(delta)
+        for layer, cache in zip(self._layers, kv_caches, strict=True):
+            norm = layer.input_norm
+            x = add_norm(delta, residual, norm.weight, norm.eps)
+            delta = layer.attention.forward(x, positions, self._cos_sin, cache, metadata)
+            norm = layer.post_attention_norm
+            delta = layer.mlp.forward(add_norm(delta, residual, norm.weight, norm.eps))
+        return add_norm(delta, residual, self._final_norm.weight, self._final_norm.eps)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """[num_rows, hidden] -> float32 logits [num_rows, vocab_size] on rank 0, None elsewhere."""
-        raise NotImplementedError
+        """[num_rows, hidden_size] -> float32 logits [num_rows, vocab_size] on rank 0, else None."""
+        return self._head.forward(hidden)
 
     def find_row_plan(self, numerics: Numerics, max_rows: int) -> RowPlan:
         """Test this rank's linears (a collective over the ranks; run in the step thread).
 
         `exact` of the plan is False for `fast` and where some kernel is not row-invariant.
         """
-        raise NotImplementedError
+        ordered = self.tp.exact or self.tp.size < 3
+        if numerics == "fast" or not self._kernels.row_invariant or not ordered:
+            return RowPlan()
+        return find_row_plan(self.matrices(), self.tp, max_rows)
+
+    def matrices(self) -> Iterator[Matrix]:
+        """All linear weights, the output head last."""
+        for layer in self._layers:
+            yield layer.attention.qkv_proj.matrix
+            yield layer.attention.o_proj.matrix
+            yield layer.mlp.gate_up_proj.matrix
+            yield layer.mlp.down_proj.matrix
+        yield self._head.matrix

@@ -1,0 +1,61 @@
+"""Which rows and columns of each weight one rank holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen3_ray.model.model_config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Half-open range of rows or columns."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Rows or columns in the range."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One rank's share of every kind of weight, in rows of the full weight (o, down: columns)."""
+
+    q: Span
+    kv: Span
+    mlp: Span
+    vocab: Span
+    """Without padding: it ends with the vocabulary, and may be empty."""
+    first_id: int
+    num_padded_ids: int
+    """Rows of this rank's embedding and head: the same on every rank."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, rank: int, size: int) -> Shard:
+        """The share of `rank` of `size`; `config.check_tensor_parallel(size)` holds.
+
+        Ranks beyond the key/value heads share them: each rank's query heads are of one group.
+        """
+        head_dim = config.head_dim
+        num_heads = config.num_local_heads(size)
+        num_kv_heads = config.num_local_kv_heads(size)
+        first_kv_head = rank * config.num_kv_heads // size
+        num_ids = -(-config.vocab_size // size)
+        first_id = rank * num_ids
+        return cls(
+            q=_span(rank * num_heads * head_dim, num_heads * head_dim),
+            kv=_span(first_kv_head * head_dim, num_kv_heads * head_dim),
+            mlp=_span(rank * (config.intermediate_size // size), config.intermediate_size // size),
+            vocab=Span(
+                min(first_id, config.vocab_size), min(first_id + num_ids, config.vocab_size)
+            ),
+            first_id=first_id,
+            num_padded_ids=num_ids,
+        )
+
+
+def _span(start: int, size: int) -> Span:
+    return Span(start, start + size)
