@@ -17,7 +17,7 @@ from cluster.ingress.wire import inference_request, proto_answer, proto_model_in
 from cluster.router.router import Router
 from protos.v1 import generate_pb2 as pb
 from protos.v1 import generate_pb2_grpc as pb_grpc
-from qwen3_ray.errors import DeadlineExceededError, Qwen3RayError, ResourcesError
+from qwen3_ray.errors import Qwen3RayError, ResourcesError
 
 SERVICE = "qwen3_ray.v1.GenerateService"
 RETRY_AFTER_KEY = "retry-after"
@@ -36,7 +36,10 @@ _Context = grpc.aio.ServicerContext[object, object]
 
 
 class GenerateServicer(pb_grpc.GenerateServiceServicer):
-    """Each call is one task: cancelling it, as a client or a deadline does, stops the work."""
+    """Each call is one task, and leaving it stops the work.
+
+    gRPC cancels the task when the client cancels, hangs up, or its deadline passes.
+    """
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -70,22 +73,15 @@ class GenerateServicer(pb_grpc.GenerateServiceServicer):
 
 @asynccontextmanager
 async def _guard(context: _Context) -> AsyncIterator[None]:
-    """Hold the block to the client's deadline and end the call with the status of its error."""
+    """End the call with the status of the block's error."""
     try:
-        async with asyncio.timeout(context.time_remaining()):
-            yield
-    except TimeoutError:
-        await _abort(context, DeadlineExceededError("the call's deadline has passed"))
+        yield
     except Exception as error:
         if not isinstance(error, Qwen3RayError):
             _logger.error("a call failed", exc_info=error)
-        await _abort(context, error)
-
-
-async def _abort(context: _Context, error: Exception) -> None:
-    wait_s = retry_after_s(error)
-    trailing = () if wait_s is None else ((RETRY_AFTER_KEY, f"{wait_s:g}"),)
-    await context.abort(status_of(error).grpc, message_of(error), trailing)
+        wait_s = retry_after_s(error)
+        trailing = () if wait_s is None else ((RETRY_AFTER_KEY, f"{wait_s:g}"),)
+        await context.abort(status_of(error).grpc, message_of(error), trailing)
 
 
 class GrpcServer:
