@@ -57,7 +57,7 @@ Prompt = str | TokensPrompt
 
 
 class LLM:
-    """A Qwen3 model, ready to generate. Several threads may use one at a time.
+    """A Qwen3 model, ready to generate. Any number of threads may use it together.
 
     With `tensor_parallel_size` above 1 the further ranks are child processes, which end with this
     object, or with this process however it ends. Use it as a context manager, or `close()` it.

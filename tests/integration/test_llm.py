@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -155,12 +156,20 @@ def test_a_stream_joins_to_the_whole_answer_and_can_be_left(llm: LLM) -> None:
     wait_until(lambda: llm.stats.num_running == 0)
 
 
-def test_seeds_are_drawn_alike_by_every_llm_and_anew_for_every_request(llm: LLM) -> None:
+def test_several_threads_may_generate_at_once(llm: LLM) -> None:
+    expected = tokens_of(llm.generate(PROMPTS, greedy(12)))
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        outputs = pool.map(lambda prompt: llm.generate(prompt, greedy(12)), PROMPTS)
+        assert [tokens_of(output)[0] for output in outputs] == expected
+
+
+def test_a_seed_is_drawn_anew_for_every_request_without_one(llm: LLM) -> None:
     params = SamplingParams(max_tokens=8)
     first, second = tokens_of(llm.generate([PROMPTS[0]] * 2, params))
     assert first != second
-    assert tokens_of(llm.generate(PROMPTS[0], SamplingParams(max_tokens=8, seed=1))) == tokens_of(
-        llm.generate(PROMPTS[0], SamplingParams(max_tokens=8, seed=1))
+    seeded = SamplingParams(max_tokens=8, seed=1)
+    assert tokens_of(llm.generate(PROMPTS[0], seeded)) == tokens_of(
+        llm.generate(PROMPTS[0], seeded)
     )
 
 
@@ -216,6 +225,7 @@ def test_two_ranks_give_what_they_give_alone(pair: LLM) -> None:
 
 
 def test_a_rank_that_is_killed_ends_the_answer_in_seconds_and_leaves_no_orphan() -> None:
+    num_threads = count_step_threads()
     with LLM(tensor_parallel_size=2, max_model_len=2048) as llm:
         (child,) = llm.rank_pids
         stream = llm.stream(PROMPTS[0], SamplingParams(max_tokens=2000, ignore_eos=True))
@@ -229,7 +239,7 @@ def test_a_rank_that_is_killed_ends_the_answer_in_seconds_and_leaves_no_orphan()
             llm.generate(PROMPTS[0])
         assert time.monotonic() - started < 10
     assert not psutil.pid_exists(child)
-    assert "engine-step" not in {thread.name for thread in threading.enumerate()}
+    assert count_step_threads() == num_threads
 
 
 def test_a_child_leaves_when_its_parent_is_gone(tmp_path: Path) -> None:
@@ -255,6 +265,10 @@ def test_a_rank_that_fails_to_start_says_why(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
     with pytest.raises(EngineError, match="rank 1 ended with exit status"):
         LLM(tensor_parallel_size=2, max_model_len=64)
+
+
+def count_step_threads() -> int:
+    return sum(thread.name == "engine-step" for thread in threading.enumerate())
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
