@@ -129,7 +129,7 @@ class StepControl:
         if size == 1:
             return cls(None, rank, size)
         store = c10d.PrefixStore("control", store)
-        with _group_errors("the ranks did not meet"):
+        with group_errors("the ranks did not meet"):
             group = build_process_group(
                 store, rank, size, torch.device("cpu"), timedelta(seconds=timeout_s)
             )
@@ -179,14 +179,14 @@ class StepControl:
         if self._group is None:
             return value
         tensor = torch.tensor([value], dtype=torch.int64)
-        with _group_errors():
+        with group_errors():
             self._group.allreduce([tensor], _MINIMUM).wait()
         return int(tensor)
 
     def _broadcast(self, values: Int32s) -> None:
         if self._group is None:
             raise EngineError("a group of one rank has no frames")
-        with _group_errors():
+        with group_errors():
             self._group.broadcast([torch.from_numpy(values)], _FROM_RANK_0).wait()
 
     def _check(self, header: Int32s) -> Kind:
@@ -242,8 +242,8 @@ def _unpack(payload: Int32s, sizes: _Sizes, shapes: tuple[tuple[int, ...], ...])
 
 
 @contextmanager
-def _group_errors(what: str = "a rank of the group is gone or silent") -> Iterator[None]:
-    """Gloo reports everything as a bare RuntimeError."""
+def group_errors(what: str = "a rank of the group is gone or silent") -> Iterator[None]:
+    """Raise EngineError for torch's and gloo's own errors, which are all bare RuntimeErrors."""
     try:
         yield
     except RuntimeError as error:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.scheduler import ScheduledRequest, Step
-from qwen3_ray.distributed.control import Kind, StepControl
+from qwen3_ray.distributed.control import Kind, StepControl, group_errors
 from qwen3_ray.errors import EngineError
 from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.runner.input_batch import build
@@ -49,10 +49,8 @@ class GroupExecutor:
         """See `Executor`."""
         arrays = build(step, self._block_size, self._row_plan)
         self._control.send(Kind.STEP, arrays)
-        try:
+        with group_errors(f"a step of {step.num_tokens} tokens failed"):
             logits = self._runner.execute(arrays)
-        except RuntimeError as error:  # torch's and gloo's own
-            raise EngineError(f"a step of {step.num_tokens} tokens failed: {error}") from error
         if logits is None:
             return []
         return self._sampler.sample(

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qwen3_ray.config import EngineConfig
-from qwen3_ray.distributed.control import Kind
+from qwen3_ray.distributed.control import Kind, group_errors
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
 from qwen3_ray.engine.group_executor import GroupExecutor
@@ -23,7 +23,7 @@ from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
 from qwen3_ray.engine.startup import Rank, start_rank
 from qwen3_ray.engine.stats import EngineInfo
-from qwen3_ray.errors import EngineError, Qwen3RayError
+from qwen3_ray.errors import Qwen3RayError
 from qwen3_ray.model.weights import weights_manifest
 from qwen3_ray.runner.sampler import METHOD, Sampler
 from qwen3_ray.text.tokenizer import find_tokenizer
@@ -99,10 +99,8 @@ def serve_rank(
         if kind is Kind.STOP:
             return
         if arrays is not None:
-            try:
+            with group_errors("a step failed"):
                 parts.runner.execute(arrays)
-            except RuntimeError as error:  # torch's and gloo's own
-                raise EngineError(f"a step failed on rank {rank}: {error}") from error
 
 
 def _num_valid_token_ids(config: EngineConfig, rank: Rank) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch._C import _distributed_c10d as c10d
 
-from qwen3_ray.distributed.control import StepControl
+from qwen3_ray.distributed.control import StepControl, group_errors
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.errors import EngineError
@@ -53,9 +53,10 @@ class Rendezvous:
         store = c10d.FileStore(str(self.directory / "store"), size)
         self._wait_for_all(store, on_progress)
         control = StepControl.rendezvous(store, rank, size, timeout_s=GROUP_TIMEOUT_S)
-        tp = TPGroup.rendezvous(
-            store, rank, size, device=device, timeout_s=GROUP_TIMEOUT_S, exact=exact
-        )
+        with group_errors("the ranks did not meet"):
+            tp = TPGroup.rendezvous(
+                store, rank, size, device=device, timeout_s=GROUP_TIMEOUT_S, exact=exact
+            )
         return tp, control
 
     def _wait_for_all(self, store: c10d.Store, on_progress: OnProgress) -> None:

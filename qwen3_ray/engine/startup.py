@@ -9,7 +9,7 @@ import torch
 
 from qwen3_ray.attention.base import allocate_kv_caches
 from qwen3_ray.config import EngineConfig
-from qwen3_ray.distributed.control import StepControl
+from qwen3_ray.distributed.control import StepControl, group_errors
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
 from qwen3_ray.errors import ConfigError, ResourcesError
@@ -62,7 +62,8 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
         device=device,
     )
     on_progress(LoadProgress("warm-up"))
-    row_plan = model.find_row_plan(config.numerics, config.max_num_batched_tokens)
+    with group_errors("the kernels' self-test failed"):
+        row_plan = model.find_row_plan(config.numerics, config.max_num_batched_tokens)
     layout = choose_kv_layout(config, model_config, device)
     num_blocks = _agree_on_num_blocks(config, layout, control, device, max_model_len)
     kv_caches = allocate_kv_caches(

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from qwen3_ray import LLM, RequestOutput, SamplingParams
 from qwen3_ray.config import DEMO_MODEL_DIR
@@ -265,6 +266,17 @@ def test_a_rank_that_fails_to_start_says_why(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
     with pytest.raises(EngineError, match="rank 1 ended with exit status"):
         LLM(tensor_parallel_size=2, max_model_len=64)
+
+
+def test_weights_that_are_damaged_for_one_rank_are_told_by_that_rank(tmp_path: Path) -> None:
+    """Rank 1 alone reads the second half of the columns; rank 0 waits for it in a collective."""
+    (tmp_path / "config.json").symlink_to(DEMO_MODEL_DIR / "config.json")
+    tensors = load_file(DEMO_MODEL_DIR / "model.safetensors")
+    name = "model.layers.3.mlp.down_proj.weight"
+    tensors[name][0, -1] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(EngineError, match=rf"rank 1 ended with exit status 1: .*{name}"):
+        LLM(tmp_path, tensor_parallel_size=2, max_model_len=64)
 
 
 def count_step_threads() -> int:
