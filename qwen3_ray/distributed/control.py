@@ -26,8 +26,6 @@ Int32s = NDArray[np.int32]
 
 _FROM_RANK_0 = c10d.BroadcastOptions()
 _FROM_RANK_0.rootRank = 0
-_MINIMUM = c10d.AllreduceOptions()
-_MINIMUM.reduceOp = c10d.ReduceOp(c10d.ReduceOp.MIN)
 
 
 class Kind(IntEnum):
@@ -170,18 +168,18 @@ class StepControl:
         self._broadcast(payload)
         return kind, _unpack(payload, sizes, shapes)
 
-    def min_over_ranks(self, value: int) -> int:
-        """The smallest of all ranks' values; every rank must call it.
+    def values_of_ranks(self, value: int) -> tuple[int, ...]:
+        """All ranks' values, by rank; every rank must call it.
 
         Raises:
             EngineError: a rank is gone.
         """
         if self._group is None:
-            return value
-        tensor = torch.tensor([value], dtype=torch.int64)
+            return (value,)
+        values = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
         with group_errors():
-            self._group.allreduce([tensor], _MINIMUM).wait()
-        return int(tensor)
+            self._group.allgather([values], [torch.tensor([value])]).wait()
+        return tuple(int(tensor) for tensor in values)
 
     def _broadcast(self, values: Int32s) -> None:
         if self._group is None:

@@ -134,6 +134,7 @@ def _engine_info(config: EngineConfig, rank: Rank) -> EngineInfo:
         vocab_size=rank.model_config.vocab_size,
         tensor_parallel_size=config.tensor_parallel_size,
         eos_token_ids=rank.model_config.eos_token_ids,
+        weight_bytes_read=rank.weight_bytes_read,
     )
 
 

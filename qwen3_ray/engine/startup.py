@@ -36,6 +36,8 @@ class Rank:
     kv_layout: KVLayout
     num_blocks: int
     max_model_len: int
+    weight_bytes_read: tuple[int, ...]
+    """By every rank, in rank order."""
 
 
 def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProgress) -> Rank:
@@ -85,6 +87,7 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
         kv_layout=layout,
         num_blocks=num_blocks,
         max_model_len=max_model_len,
+        weight_bytes_read=control.values_of_ranks(model.num_bytes_read),
     )
 
 
@@ -168,6 +171,6 @@ def _agree_on_num_blocks(
         max_num_seqs=config.max_num_seqs,
         kv_cache_memory=config.kv_cache_memory,
     )
-    num_blocks = control.min_over_ranks(num_blocks)
+    num_blocks = min(control.values_of_ranks(num_blocks))
     check_num_blocks(layout, num_blocks, max_model_len=max_model_len)
     return num_blocks

@@ -21,6 +21,8 @@ class EngineInfo:
     """Prompts may hold ids below this."""
     tensor_parallel_size: int
     eos_token_ids: frozenset[int]
+    weight_bytes_read: tuple[int, ...] = ()
+    """Bytes of the checkpoint's tensors that each rank has read; empty when there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks import check_4b
 from benchmarks.check_4b import Report, own_weight_bytes, problems, tree_pss_bytes
 from benchmarks.make_checkpoint import SHAPES, make_checkpoint
 
@@ -59,3 +60,13 @@ def test_the_shares_of_all_ranks_are_the_matrices_once_and_the_vectors_each_time
 
 def test_the_memory_of_this_process_is_seen() -> None:
     assert 0 < tree_pss_bytes() <= psutil.Process().memory_info().vms
+
+
+def test_a_tiny_model_runs_and_each_of_two_ranks_reads_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_4b, "WORK_DIR", tmp_path)
+    report = check_4b.measure("tiny", 2)
+    assert problems(report, 14.0) == []
+    assert report.weight_bytes_read == (own_weight_bytes(SHAPES["tiny"], 2),) * 2
+    assert report.decode_tokens_per_s > 0

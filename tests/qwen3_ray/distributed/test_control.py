@@ -99,12 +99,12 @@ def test_a_frame_that_cannot_be_right_is_refused(
         received.result()
 
 
-def test_the_smallest_value_is_found(
+def test_every_rank_learns_the_values_of_all(
     controls: tuple[StepControl, StepControl], pool: ThreadPoolExecutor
 ) -> None:
-    other = pool.submit(controls[1].min_over_ranks, 2**40)
-    assert controls[0].min_over_ranks(2**41) == 2**40
-    assert other.result() == 2**40
+    other = pool.submit(controls[1].values_of_ranks, 2**40)
+    assert controls[0].values_of_ranks(2**41) == (2**41, 2**40)
+    assert other.result() == (2**41, 2**40)
 
 
 def test_a_rank_that_nobody_speaks_to_raises(pool: ThreadPoolExecutor) -> None:
@@ -121,6 +121,6 @@ def test_a_rank_that_nobody_speaks_to_raises(pool: ThreadPoolExecutor) -> None:
 def test_alone_there_is_nobody_to_tell() -> None:
     control = StepControl.rendezvous(dist.HashStore(), 0, 1, timeout_s=1)
     control.send(Kind.STEP, make_arrays())
-    assert control.min_over_ranks(3) == 3
+    assert control.values_of_ranks(3) == (3,)
     with pytest.raises(EngineError):
         control.receive()
