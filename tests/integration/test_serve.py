@@ -72,7 +72,7 @@ async def test_http_and_grpc_stream_the_same_text(
     assert len(over_http) > 5
     assert len(over_grpc) > 5
     text = "".join(over_http)
-    assert text.startswith(' said: "I will be very sorry')
+    assert text.startswith(' said, "I am sure you will be very much')
     assert "".join(over_grpc) == text
 
     whole = server.post(DARCY.body(stream=False)).json()
