@@ -276,4 +276,3 @@ async def test_a_killed_replica_leaves_the_other_serving_and_comes_back() -> Non
         assert len(server.processes("ray::RankWorker")) == 4
         assert fronts[1].is_running()
         assert server.stop() == 0
-
