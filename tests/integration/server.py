@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import grpc
 import httpx
@@ -136,6 +137,8 @@ class Server:
             for process in self.processes():
                 process.kill()
             self.process.wait(30)
+        self.stdout.close()
+        self.stderr.close()
 
 
 @contextmanager
@@ -153,13 +156,20 @@ def running_server(*flags: str) -> Iterator[Server]:
 class _Lines:
     """Lines of a pipe as they come."""
 
-    def __init__(self, pipe: object) -> None:
+    def __init__(self, pipe: IO[str] | None) -> None:
+        assert pipe is not None
         self.lines: list[str] = []
         self._pipe = pipe
-        threading.Thread(target=self._read, daemon=True).start()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the pipe's end, which comes with the last process that holds it; idempotent."""
+        self._thread.join(30)
+        self._pipe.close()
 
     def _read(self) -> None:
-        for line in self._pipe:  # type: ignore[attr-defined]
+        for line in self._pipe:
             self.lines.append(line.rstrip("\n"))
 
 
