@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 import qwen3_ray
 from cluster.config import load_deploy_config, parse_deploy_config
@@ -78,13 +79,15 @@ def generate(
         stop=stop or (),
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    with LLM(
-        model=model,
-        tensor_parallel_size=tensor_parallel_size,
-        device=device,
-        dtype=dtype,
-        max_model_len=max_model_len,
-    ) as llm:
+    with Console(stderr=True).status("Loading the model"):  # shows on a terminal only
+        llm = LLM(
+            model=model,
+            tensor_parallel_size=tensor_parallel_size,
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+        )
+    with llm:
         for piece in llm.stream(text, params):
             sys.stdout.write(piece.text)
             sys.stdout.flush()
