@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private import services
 
 from cluster.ops.resources import NodeResources
 from qwen3_ray.errors import ResourcesError
@@ -26,17 +27,18 @@ def own_ray(num_cpus: int) -> Iterator[None]:
     directory = Path(tempfile.mkdtemp(prefix="qwen3-ray-"))
     try:
         _protect(directory)
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(directory),
-            _system_config={"prestart_worker_first_driver": False},
-        )
+        with _own_process_groups():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(directory),
+                _system_config={"prestart_worker_first_driver": False},
+            )
         yield
     finally:
         ray.shutdown()
@@ -54,6 +56,26 @@ def _protect(directory: Path) -> None:
     token_file.touch(mode=0o600)
     token_file.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+
+
+@contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Keep Ray's processes out of our process group while the block starts them.
+
+    A shell, `timeout` or a CI runner signals the whole group, and a Ray that dies of SIGTERM
+    cannot drain. Patches a class that is private to Ray 2.60; Ray offers no setting.
+    """
+    original = services.ConsolePopen
+
+    class OwnGroupPopen(original):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, process_group=0, **kwargs)
+
+    services.ConsolePopen = OwnGroupPopen  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = original  # type: ignore[misc]
 
 
 @contextmanager
