@@ -16,9 +16,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
+from qwen3_ray.attention.compiler import njit
 from qwen3_ray.attention.thread_pool import ThreadPool
 
 _Floats = npt.NDArray[np.float32]

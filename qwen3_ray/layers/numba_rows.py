@@ -15,7 +15,8 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from qwen3_ray.attention.compiler import njit
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from qwen3_ray.attention.compiler import njit
 from qwen3_ray.runner import philox
 from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR, Rows
 
