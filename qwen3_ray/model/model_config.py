@@ -138,7 +138,7 @@ def _read_json(file: Path) -> Mapping[str, object]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(file, "the file does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(file, f"cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(file, "must hold a JSON object")

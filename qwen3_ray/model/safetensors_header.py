@@ -69,7 +69,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             entries = json.loads(stream.read(num_bytes))
     except FileNotFoundError:
         raise CheckpointError(file.name, "the file does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(file.name, f"its header cannot be read: {error}") from error
     if not isinstance(entries, dict):
         raise CheckpointError(file.name, "its header is not a JSON object")
@@ -86,7 +86,7 @@ def _read_index(file: Path) -> dict[str, str]:
         raise CheckpointError(
             file.parent, f"has neither {_SINGLE_FILE} nor {_INDEX_FILE}"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(file.name, f"cannot be read: {error!r}") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(file.name, "weight_map must be an object of tensor to file")

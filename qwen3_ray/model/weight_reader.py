@@ -10,7 +10,6 @@ from threading import Lock
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import torch
 
 from qwen3_ray.errors import CheckpointError
@@ -80,17 +79,17 @@ class WeightReader:
         self, stored: StoredTensor, shape: tuple[int, ...], start: int, num_runs: int, size: int
     ) -> torch.Tensor:
         """Read `num_runs` runs of `size` bytes, the first `start` bytes into the tensor."""
-        buffer = np.empty(num_runs * size, np.uint8)
+        tensor = torch.empty(shape, dtype=self.dtype)
+        buffer = tensor.flatten().view(torch.uint8).numpy().data
         stride = stored.num_bytes // num_runs
         for run in range(num_runs):
             self._fill(
                 stored,
-                buffer.data[run * size : (run + 1) * size],
+                buffer[run * size : (run + 1) * size],
                 stored.offset + start + run * stride,
             )
         with self._lock:
-            self.num_bytes_read += buffer.size
-        tensor = torch.from_numpy(buffer).view(self.dtype).view(shape)
+            self.num_bytes_read += tensor.nbytes
         if not bool(torch.isfinite(tensor).all()):
             raise stored.error("holds NaN or infinite weights")
         return tensor

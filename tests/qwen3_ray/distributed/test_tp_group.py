@@ -41,7 +41,7 @@ def test_the_backends_own_sum_has_another_order() -> None:
     parts = addends(4, 33)
     expected = parts[0] + parts[1] + parts[2] + parts[3]
     sums = run_ranks(4, lambda group: group.all_reduce(parts[group.rank].clone()), exact=False)
-    torch.testing.assert_close(sums[0], expected)
+    torch.testing.assert_close(sums[0], expected, rtol=1e-4, atol=1e-2)
     assert not torch.equal(sums[0], expected)
 
 
