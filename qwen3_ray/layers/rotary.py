@@ -22,14 +22,12 @@ def build_cos_sin(
 ) -> torch.Tensor:
     """float32 [num_positions, head_dim]: cosines of the head_dim / 2 angles, then their sines.
 
-    Angles are fp32 products, as in transformers. Cosine and sine are taken in fp64: torch's
-    vectorised fp32 ones differ from its scalar ones, so their bits would depend on the position
-    within a vector and on the number of threads.
+    Everything in fp32, as in transformers: the angles of late positions are already rounded.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / (theta**exponents)
-    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies).double()
-    return torch.cat((angles.cos().float(), angles.sin().float()), dim=-1).to(device)
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
 
 
 def qk_norm_rope(
