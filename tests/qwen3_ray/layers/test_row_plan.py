@@ -64,7 +64,7 @@ def test_the_tile_is_found(tile: int) -> None:
 
 @pytest.mark.parametrize("bad_count", [56, 104, 128, 504, MAX_ROWS])
 def test_one_bad_multiple_is_enough_to_refuse_a_granule(bad_count: int) -> None:
-    """FBGEMM's tiles fit most multiples of 4, but not 32: every one up to 132 is tried, and some large ones."""
+    """FBGEMM's tiles fit most multiples of 4, but not 32: all up to 132 and some beyond count."""
 
     class ExceptOne(TiledMatrix):
         def matmul(self, x: torch.Tensor) -> torch.Tensor:
