@@ -7,12 +7,13 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._private import services
+from ray._private import services, utils
 
 from cluster.ops.resources import NodeResources
 from qwen3_ray.errors import ResourcesError
@@ -20,62 +21,88 @@ from qwen3_ray.errors import ResourcesError
 _OBJECT_STORE_BYTES = 100 << 20
 """Ray's store carries arguments and results of calls; tokens and weights never pass it."""
 
+_REMOVE_LIMIT_S = 5.0
+
 
 @contextmanager
 def own_ray(num_cpus: int) -> Iterator[None]:
-    """A Ray of our own on this machine, on loopback; gone with its files when the block ends."""
+    """A Ray of our own on this machine, on loopback; gone with its files when the block ends.
+
+    Call it on the main thread, which must outlive the block: Ray's processes end with it.
+    """
     directory = Path(tempfile.mkdtemp(prefix="qwen3-ray-"))
     try:
-        _protect(directory)
-        with _own_process_groups():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(directory),
-                _system_config={"prestart_worker_first_driver": False},
-            )
-        yield
+        with _environment(directory):
+            with _as_guest():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(directory),
+                    _system_config={"prestart_worker_first_driver": False},
+                )
+            yield
     finally:
-        ray.shutdown()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _protect(directory: Path) -> None:
-    """Give Ray's token authentication (on for a new local cluster) a token of this run only.
-
-    Without one, Ray makes a token that stays in the user's home directory.
-    """
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        return
-    token_file = directory / "auth_token"
-    token_file.touch(mode=0o600)
-    token_file.write_text(secrets.token_hex(32))
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+        try:
+            ray.shutdown()
+        finally:
+            _remove(directory)
 
 
 @contextmanager
-def _own_process_groups() -> Iterator[None]:
-    """Keep Ray's processes out of our process group while the block starts them.
+def _environment(directory: Path) -> Iterator[None]:
+    """What Ray's processes inherit: their temporary files and their secret live in `directory`.
 
-    A shell, `timeout` or a CI runner signals the whole group, and a Ray that dies of SIGTERM
-    cannot drain. Patches a class that is private to Ray 2.60; Ray offers no setting.
+    Token authentication is on for a new local cluster. Without a token, Ray makes one that stays
+    in the user's home directory; this one is of this run only.
     """
-    original = services.ConsolePopen
+    before = dict(os.environ)
+    os.environ["TMPDIR"] = str(directory)
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & before.keys():
+        token_file = directory / "auth_token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
-    class OwnGroupPopen(original):  # type: ignore[misc, valid-type]
+
+@contextmanager
+def _as_guest() -> Iterator[None]:
+    """While the block starts Ray, signals stay ours.
+
+    Ray's processes get process groups of their own: a shell, `timeout` or a CI runner signals
+    ours, and a Ray that dies of SIGTERM cannot drain. And Ray puts no SIGTERM handler in.
+    Patches names that are private to Ray 2.60; it offers no settings for this.
+    """
+    original_popen, original_handler = services.ConsolePopen, utils.set_sigterm_handler
+
+    class OwnGroupPopen(original_popen):  # type: ignore[misc, valid-type]
         def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, process_group=0, **kwargs)
 
     services.ConsolePopen = OwnGroupPopen  # type: ignore[misc]
+    utils.set_sigterm_handler = lambda _handler: None
     try:
         yield
     finally:
-        services.ConsolePopen = original  # type: ignore[misc]
+        services.ConsolePopen = original_popen  # type: ignore[misc]
+        utils.set_sigterm_handler = original_handler
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory into which the last dying processes may still write."""
+    deadline = time.monotonic() + _REMOVE_LIMIT_S
+    while directory.exists() and time.monotonic() < deadline:
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -36,7 +36,9 @@ def serve_until_stopped(config: DeployConfig, *, ray_address: str | None) -> Non
     stop = StopSignal()
     stop.install()
     with make_display(sys.stderr) as display, _connected(config, ray_address, display):
-        stop.install()  # Ray has put its own handlers in
+        stop.install()  # Ray's core has put its own handlers in
+        if stop.is_set:
+            return
         device = choose_device(config, nodes())
         require_resources(config, device, nodes())
         with deployed(build_app(config), config):
