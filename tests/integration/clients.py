@@ -49,9 +49,10 @@ class Call:
 
 async def http_pieces(url: str, call: Call) -> AsyncIterator[str]:
     """Texts of a streamed completion, as its events come."""
+    body = call.body(stream=True)
     async with (
         httpx.AsyncClient(timeout=120) as client,
-        client.stream("POST", f"{url}/v1/completions", json=call.body(stream=True)) as answer,
+        client.stream("POST", f"{url}/v1/completions", json=body) as answer,
     ):
         assert answer.status_code == 200, await answer.aread()
         assert answer.headers["content-type"].startswith("text/event-stream")

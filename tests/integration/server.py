@@ -48,10 +48,11 @@ def eventually(condition: Callable[[], bool], *, limit_s: float, what: str) -> f
     return time.monotonic() - start
 
 
-def command_environment(directory: Path) -> dict[str, str]:
-    """The caller's environment with a home and a temporary directory of the test's own."""
+def command_environment(directory: Path, cache_dir: Path) -> dict[str, str]:
+    """The caller's environment with a home, a temporary directory and a cache of the test's own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return {**environment, "HOME": str(directory / "home"), "TMPDIR": str(directory / "t")}
+    own = {"HOME": directory / "home", "TMPDIR": directory / "t", "XDG_CACHE_HOME": cache_dir}
+    return {**environment, **{name: str(path) for name, path in own.items()}}
 
 
 @contextmanager
@@ -69,14 +70,14 @@ def short_directory() -> Iterator[Path]:
 class Server:
     """The process, its two ports, and its whole tree of processes."""
 
-    def __init__(self, directory: Path, *flags: str) -> None:
+    def __init__(self, directory: Path, cache_dir: Path, *flags: str) -> None:
         self.http_port, self.grpc_port = free_ports(2)
         self.directory = directory
         ports = ("--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port))
         self._started_at = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cluster", "serve", *ports, *flags],
-            env=command_environment(directory),
+            env=command_environment(directory, cache_dir),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -142,10 +143,13 @@ class Server:
 
 
 @contextmanager
-def running_server(*flags: str) -> Iterator[Server]:
-    """A server that has said Ready; killed at the end if the test has not stopped it."""
+def running_server(cache_dir: Path, *flags: str) -> Iterator[Server]:
+    """A server that has said Ready; killed at the end if the test has not stopped it.
+
+    Servers with one `cache_dir` share compiled kernels.
+    """
     with short_directory() as directory:
-        server = Server(directory, *FAST_START, *flags)
+        server = Server(directory, cache_dir, *FAST_START, *flags)
         try:
             server.wait_ready()
             yield server
