@@ -21,6 +21,8 @@ from qwen3_ray.errors import ConfigError, Qwen3RayError
 
 APP_NAME = "qwen3-ray"
 _POLL_S = 0.3
+_SILENCE_LIMIT_S = 30.0
+"""A Serve that was there before may listen on another port."""
 _FAILURE = re.compile(r"failed to start.*?Error:\n(?P<error>.*)", re.DOTALL)
 _TYPED_ERROR = re.compile(r"^qwen3_ray\.errors\.(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
 
@@ -34,12 +36,14 @@ class StartupError(Qwen3RayError):
 
 
 @contextmanager
-def deployed(app: Application, config: DeployConfig) -> Iterator[None]:
+def deployed(app: Application, config: DeployConfig, *, ray_stays: bool) -> Iterator[None]:
     """The application on the connected Ray while the block runs; drained at its end.
 
-    After `SystemExit` (a second signal) nothing is drained.
+    After `SystemExit` (a second signal) nothing is drained. On a Ray that stays, a Serve that
+    was not there before goes too: it holds the HTTP port.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ends_serve = ray_stays and not serve.status().proxies
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=config.host, port=config.http_port),
@@ -54,9 +58,15 @@ def deployed(app: Application, config: DeployConfig) -> Iterator[None]:
     except SystemExit:
         raise
     except BaseException:
-        serve.delete(APP_NAME)
+        _take_down(ends_serve=ends_serve)
         raise
+    _take_down(ends_serve=ends_serve)
+
+
+def _take_down(*, ends_serve: bool) -> None:
     serve.delete(APP_NAME)
+    if ends_serve:
+        serve.shutdown()
 
 
 def wait_until_ready(
@@ -70,18 +80,26 @@ def wait_until_ready(
         stopped: waits so many seconds, or less: True ends the wait.
 
     Raises:
-        StartupError: a replica or router cannot start. Serve would go on trying.
+        StartupError: a replica or router cannot start (Serve would go on trying), or the
+            application runs but does not answer where it should.
     """
+    url = f"http://{_reachable(config.host)}:{config.http_port}"
+    num_silent = 0
     while not stopped(_POLL_S):
         on_poll()
         status = serve.status().applications.get(APP_NAME)
         if status is None:
             continue
         _raise_if_failed(status)
-        if status.status == ApplicationStatus.RUNNING:
-            model = _served_model(f"http://{_reachable(config.host)}:{config.http_port}")
-            if model is not None:
-                return model
+        if status.status != ApplicationStatus.RUNNING:
+            continue
+        model = _served_model(url)
+        if model is not None:
+            return model
+        num_silent += 1
+        if num_silent * _POLL_S > _SILENCE_LIMIT_S:
+            reason = f"http_port = {config.http_port}: the application runs, but not at {url}"
+            raise StartupError(reason, is_setting=True)
     return None
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,12 +22,14 @@ from qwen3_ray.errors import ResourcesError
 _OBJECT_STORE_BYTES = 100 << 20
 """Ray's store carries arguments and results of calls; tokens and weights never pass it."""
 
+_TOKEN_HINT = "if it has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
 _REMOVE_LIMIT_S = 5.0
+_CONNECT_LIMIT_S = 5.0
 
 
 @contextmanager
 def own_ray(num_cpus: int) -> Iterator[None]:
-    """A Ray of our own on this machine, on loopback; gone with its files when the block ends.
+    """A Ray of our own on this machine; gone with its files when the block ends.
 
     Call it on the main thread, which must outlive the block: Ray's processes end with it.
     """
@@ -41,7 +44,6 @@ def own_ray(num_cpus: int) -> Iterator[None]:
                     object_store_memory=_OBJECT_STORE_BYTES,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    _node_ip_address="127.0.0.1",
                     _temp_dir=str(directory),
                     _system_config={"prestart_worker_first_driver": False},
                 )
@@ -113,14 +115,29 @@ def existing_ray(address: str) -> Iterator[None]:
         ResourcesError: nobody answers at `address`.
     """
     try:
+        _probe(address)
+    except OSError as error:
+        raise ResourcesError("ray_address", address, f"nobody listens there: {error}") from error
+    try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = f"no Ray cluster can be reached there: {error}".splitlines()[0]
+        reason = f"no Ray cluster lets us in; {_TOKEN_HINT}: {error}".splitlines()[0]
         raise ResourcesError("ray_address", address, reason) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes.
+
+    Raises:
+        OSError: no connection to "host:port". Other forms of addresses are left to Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()
 
 
 def nodes() -> list[NodeResources]:

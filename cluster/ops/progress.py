@@ -36,6 +36,15 @@ def publish(replica_id: str, stage: str, done: int, total: int, *, rank: int = 0
         _logger.debug("progress of %s not published", key, exc_info=True)
 
 
+def clear() -> None:
+    """Forget what earlier replicas said; before a deployment on a cluster that had one."""
+    try:
+        for key in internal_kv._internal_kv_list(b"", namespace=_NAMESPACE):
+            internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+    except Exception:
+        _logger.debug("progress not cleared", exc_info=True)
+
+
 def read_all() -> dict[str, Progress]:
     """Last word of every rank that has spoken, by "replica_id/rank"; empty without a cluster."""
     try:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from cluster.app import build_app
 from cluster.config import DeployConfig
+from cluster.ops import progress
 from cluster.ops.deploy import deployed, wait_until_ready
 from cluster.ops.display import Display, make_display, summarise
 from cluster.ops.local_ray import existing_ray, nodes, own_ray
 from cluster.ops.ports import check_ports
-from cluster.ops.progress import read_all
 from cluster.ops.resources import choose_device, num_logical_cpus, require_resources
 from cluster.ops.signals import StopSignal
 from qwen3_ray.model.hub import resolve_model_dir
@@ -41,12 +41,13 @@ def serve_until_stopped(config: DeployConfig, *, ray_address: str | None) -> Non
             return
         device = choose_device(config, nodes())
         require_resources(config, device, nodes())
-        with deployed(build_app(config), config):
+        progress.clear()
+        with deployed(build_app(config), config, ray_stays=ray_address is not None):
             num_ranks = config.replica_range[0] * config.tp_size
             display.note(f"Starting {num_ranks} rank(s) on {device}")
             model = wait_until_ready(
                 config,
-                on_poll=lambda: display.show(summarise(read_all(), num_ranks)),
+                on_poll=lambda: display.show(summarise(progress.read_all(), num_ranks)),
                 stopped=stop.wait,
             )
             if model is not None:

@@ -24,6 +24,7 @@ from protos.v1.generate_pb2 import GetModelInfoRequest
 from protos.v1.generate_pb2_grpc import GenerateServiceStub
 
 START_LIMIT_S = 120.0
+COMMAND_LIMIT_S = 90.0
 FAST_START = ("--max-model-len", "4096", "--kv-cache-memory", str(64 << 20))
 
 
@@ -65,6 +66,18 @@ def short_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def run_command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A `qwen3-ray` command that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "cluster", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_LIMIT_S,
+        check=False,
+    )
 
 
 class Server:

@@ -33,12 +33,6 @@ SCALING = (
 
 
 @pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Empty at first: the first server starts as on a fresh machine."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def server(cache_dir: Path) -> Iterator[Server]:
     with running_server(cache_dir, *SCALING) as server:
         yield server
@@ -250,16 +244,24 @@ async def test_a_burst_takes_one_replica_to_two_and_back(server: Server) -> None
     assert answer.status_code == 200
 
 
-def test_sigterm_ends_it_cleanly(server: Server) -> None:
+async def test_sigterm_lets_streams_end_and_leaves_nothing_behind(server: Server) -> None:
+    call = Call("Emma said to him", max_tokens=150, ignore_eos=True)
+    expected = await text_of(grpc_pieces(server.target, call))
     tree = server.processes()
-    assert server.stop() == 0
-    eventually(
+    streams = (http_pieces(server.url, call), grpc_pieces(server.target, call))
+    begun = await asyncio.gather(*map(anext, streams))
+    exit_code = asyncio.create_task(asyncio.to_thread(server.stop))
+    rest = await asyncio.gather(*map(text_of, streams))
+    assert [first + more for first, more in zip(begun, rest, strict=True)] == [expected] * 2
+    assert await exit_code == 0
+    await asyncio.to_thread(
+        eventually,
         lambda: not any(process.is_running() for process in tree),
         limit_s=10,
         what="all processes gone",
     )
-    assert list((server.directory / "t").iterdir()) == []
-    assert list((server.directory / "home").iterdir()) == []
+    for name in ("t", "home"):
+        assert list((server.directory / name).iterdir()) == []
     assert len(server.stdout.lines) == 1
 
 
