@@ -134,6 +134,11 @@ def test_a_wish_that_breaks_off_starts_over() -> None:
     assert _run(trace) == [1, 1, 1, 1, 1, 4]
 
 
+def test_a_wish_in_the_other_direction_starts_its_own_delay() -> None:
+    trace = [(0.0, 0.0), (20.0, 5000.0), (21.0, 5000.0), (22.0, 5000.0)]
+    assert _run(trace, target=2) == [2, 2, 2, 4]
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 5), st.floats(0, 20_000)), min_size=1, max_size=60),
     settings,
