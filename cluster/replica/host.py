@@ -93,10 +93,13 @@ class ReplicaHost:
         """
         self._progress.require()
 
-    def lose(self, problem: str) -> None:
-        """The engine is gone: every stream ends, and the replica is not healthy any more."""
+    def fail(self, problem: str) -> None:
+        """The engine is gone for good: `require_progress` raises from now on."""
         self._progress.fail(problem)
-        self._table.lose(problem, self._clock())
+
+    def lose(self, message: str) -> None:
+        """End every unfinished stream as LOST, with what its router is told; accept no more."""
+        self._table.lose(message, self._clock())
 
     def _after_change(self) -> None:
         command = self._table.take_command()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import ray
@@ -25,6 +26,8 @@ SOCKET_NAME = "front.sock"
 STOP_LIMIT_S = 3.0
 FAREWELL_LIMIT_S = 5.0
 """Rank 0's socket closes before Ray tells why its process ended; wait this long for the reason."""
+
+logger = logging.getLogger(__name__)
 
 
 class RankGroup:
@@ -57,7 +60,7 @@ class RankGroup:
             await group._channel.listen()
             for rank in range(config.tensor_parallel_size):
                 group._start_rank(rank, config, replica_id, placement_group)
-            group.ready = (await group._unless_lost(group._channel.read())).ready
+            group.ready = (await group._next_event()).ready
         except BaseException:
             await group.kill()
             raise
@@ -68,14 +71,14 @@ class RankGroup:
         self._channel.send(command)
 
     async def events(self) -> AsyncIterator[EngineEvent]:
-        """The engine's steps; ends when the channel does, and `wait_lost` then tells why."""
-        while (event := await self._channel.read()) is not None:
-            yield event
+        """The engine's steps, for as long as the group lives.
 
-    async def wait_lost(self) -> str:
-        """Wait until a rank ends on its own; say which and how."""
-        await asyncio.wait(self._runs, return_when=asyncio.FIRST_COMPLETED)
-        return str(self._reason())
+        Raises:
+            Qwen3RayError: as the rank that ended the group has raised it.
+            EngineError: a rank ended in another way, or sent what is no event.
+        """
+        while True:
+            yield await self._next_event()
 
     async def stop(self) -> None:
         """Ask the ranks to end, and kill those that do not in time."""
@@ -110,17 +113,17 @@ class RankGroup:
         self._actors.append(actor)
         self._runs.append(asyncio.create_task(_run(rank, actor)))
 
-    async def _unless_lost(self, read: Coroutine[None, None, EngineEvent | None]) -> EngineEvent:
-        """The first event, or the reason why there is none."""
-        reading = asyncio.create_task(read)
-        await asyncio.wait((reading, *self._runs), return_when=asyncio.FIRST_COMPLETED)
-        event = reading.result() if reading.done() else None
-        if event is not None:
-            return event
-        reading.cancel()
-        await asyncio.wait(
-            self._runs, timeout=FAREWELL_LIMIT_S, return_when=asyncio.FIRST_COMPLETED
-        )
+    async def _next_event(self) -> EngineEvent:
+        reading = asyncio.create_task(self._channel.read())
+        try:
+            await asyncio.wait((reading, *self._runs), return_when=asyncio.FIRST_COMPLETED)
+            if reading.done() and (event := reading.result()) is not None:
+                return event
+            await asyncio.wait(
+                self._runs, timeout=FAREWELL_LIMIT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            reading.cancel()
         raise self._reason()
 
     def _reason(self) -> Qwen3RayError:
@@ -140,5 +143,6 @@ async def _run(rank: int, actor: ActorHandle[RankWorker]) -> None:
             raise error.cause from None
         raise EngineError(f"rank {rank} failed: {error.cause!r}") from error
     except RayError as error:
-        raise EngineError(f"rank {rank} died: {error}") from error
+        logger.exception("rank %d died", rank)
+        raise EngineError(f"rank {rank} died") from error
     raise EngineError(f"rank {rank} ended")

@@ -49,11 +49,7 @@ class Replica:
         self._server = server
         self._leave = leave
         self._stepped = asyncio.Event()
-        self._tasks = [
-            asyncio.create_task(self._pump()),
-            asyncio.create_task(self._expire()),
-            asyncio.create_task(self._watch_ranks()),
-        ]
+        self._task = asyncio.create_task(self._run())
 
     @classmethod
     async def start(
@@ -119,12 +115,27 @@ class Replica:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_limit_s):
                 await self._drained()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
         self._host.lose("the replica has shut down")
         self._server.notify()
         await asyncio.gather(self._server.stop(), self._ranks.stop())
+
+    async def _run(self) -> None:
+        """Serve until the engine is lost, then leave."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pump())
+                tasks.create_task(self._expire())
+        except* Exception as group:
+            logger.exception("the engine is lost")
+            self._host.fail("; ".join(map(str, group.exceptions)))
+        self._host.lose("the replica has lost its engine")
+        self._server.notify()
+        # The rest of the group may sit in a collective for ever: no orderly stop.
+        await self._ranks.kill()
+        await self._server.stop()
+        self._leave()
 
     async def _pump(self) -> None:
         """Engine steps into the table, and a frame to every router that has news."""
@@ -142,16 +153,6 @@ class Replica:
         while True:
             await asyncio.sleep(EXPIRY_PERIOD_S)
             self._host.expire()
-
-    async def _watch_ranks(self) -> None:
-        problem = await self._ranks.wait_lost()
-        logger.error("the engine is lost: %s", problem)
-        self._host.lose(problem)
-        self._server.notify()
-        # The rest of the group may sit in a collective for ever: no orderly stop.
-        await self._ranks.kill()
-        await self._server.stop()
-        self._leave()
 
 
 def _processor_factory(model_dir: Path) -> NewProcessor:

@@ -40,6 +40,46 @@ async def linked(replica: FakeReplica, **options: float) -> AsyncIterator[LinkCl
         await client.close()
 
 
+class BlackHole:
+    """A TCP relay that can stop relaying: both ends stay connected and hear nothing."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        return f"127.0.0.1:{port}"
+
+    def swallow(self) -> None:
+        self._open.clear()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = self._target.split(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        self._writers += [writer, far_writer]
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            self._tasks.append(asyncio.create_task(self._relay(source, sink)))
+
+    async def _relay(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            await self._open.wait()
+            sink.write(data)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        self._server.close()
+
+
 async def read_all(stream: LinkStream) -> list[link.StreamDelta]:
     return [delta async for delta in stream]
 
@@ -318,8 +358,32 @@ async def test_a_lost_engine_makes_streams_unavailable_after_what_had_come() -> 
         assert (await soon(anext(stream))).text == "a"
         with pytest.raises(UnavailableError, match="rank 1 died"):
             await soon(anext(stream))
-        with pytest.raises(EngineError, match="rank 1 died"):
-            replica.host.require_progress()
+
+
+async def test_a_step_makes_the_load_young_again() -> None:
+    async with running_replica() as replica, linked(replica) as client:
+        client.open(make_submit("a"))
+        await until(lambda: client.load.step_age_s > 0.3)
+        replica.step()
+        await until(lambda: client.load.step_age_s < 0.3)
+
+
+async def test_a_router_that_the_network_swallowed_is_noticed_by_the_replica() -> None:
+    async with running_replica(orphan_grace_s=0.01) as replica:
+        hole = BlackHole(replica.address)
+        client = LinkClient(await hole.start(), TOKEN)
+        await client.connect()
+        client.open(make_submit("a"))
+        await until(lambda: bool(replica.engine.running))
+        hole.swallow()
+
+        def aborted() -> bool:
+            replica.host.expire()
+            return replica.engine.aborted == ["a"]
+
+        await until(aborted)
+        await client.close()
+        await hole.stop()
 
 
 async def test_an_engine_error_ends_its_stream_alone() -> None:
@@ -349,46 +413,6 @@ async def test_a_replica_that_goes_away_breaks_the_link_and_its_streams() -> Non
         assert not client.connected
         with pytest.raises(UnavailableError, match="not connected"):
             client.open(make_submit("b"))
-
-
-class BlackHole:
-    """A TCP relay that can stop relaying: both ends stay connected and hear nothing."""
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._open = asyncio.Event()
-        self._open.set()
-        self._writers: list[asyncio.StreamWriter] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._server: asyncio.Server
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return f"127.0.0.1:{port}"
-
-    def swallow(self) -> None:
-        self._open.clear()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, port = self._target.split(":")
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        self._writers += [writer, far_writer]
-        for source, sink in ((reader, far_writer), (far_reader, writer)):
-            self._tasks.append(asyncio.create_task(self._relay(source, sink)))
-
-    async def _relay(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while data := await source.read(65_536):
-            await self._open.wait()
-            sink.write(data)
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:
-            writer.close()
-        self._server.close()
 
 
 async def test_silence_counts_as_a_broken_link() -> None:

@@ -220,6 +220,23 @@ def test_what_finished_is_kept_for_its_grace_read_or_not() -> None:
     assert aborted(table) == []
 
 
+def test_a_finished_stream_outlives_its_reader_and_its_orphanage() -> None:
+    """The end may be lost on its way, so its grace counts from the end."""
+    table = make_table()
+    read = accept(table, "read")
+    step(table, delta(read, b"x", link.LENGTH), now=0.0)
+    table.take(ROUTER)
+    orphan = accept(table, "orphan")
+    table.disconnect(ROUTER, now=0.0)
+    step(table, delta(orphan, b"y", link.LENGTH), now=GRACE_S - 1.0)
+    table.expire(GRACE_S - 0.1)
+    table.attach(OTHER, link.Attach(request_id="read"))
+    assert table.take(OTHER).deltas[0].text == "x"
+    table.expire(2 * GRACE_S - 1.1)
+    table.attach(OTHER, link.Attach(request_id="orphan"))
+    assert table.take(OTHER).deltas[0].text == "y"
+
+
 def test_the_end_waits_for_a_slow_reader_that_is_still_there() -> None:
     table = make_table()
     step(table, delta(accept(table, "a"), b"x", link.LENGTH), now=0.0)
