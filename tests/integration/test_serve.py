@@ -49,7 +49,7 @@ def test_it_says_ready_with_both_addresses_within_a_minute(server: Server) -> No
         f"Ready: http://127.0.0.1:{server.http_port} (HTTP)  127.0.0.1:{server.grpc_port} (gRPC)  "
         "model demo, 1 to 2 replicas x TP 2"
     ]
-    assert server.start_s <= server.start_limit_s
+    assert server.start_s <= 60, f"took {server.start_s:.1f} s"
     told = "\n".join(server.stderr.lines)
     for line in ("Starting Ray", "Ranks started: 2 of 2", "Weights loaded: 100 %", "Warmed up: 2"):
         assert line in told
