@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qwen3_ray.errors import ConfigError
 
@@ -12,6 +12,13 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16"]
 Numerics = Literal["auto", "exact", "fast"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "device": get_args(Device),
+    "dtype": get_args(DType),
+    "kv_cache_dtype": get_args(KVCacheDType),
+    "numerics": get_args(Numerics),
+}
 
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo-model"
 
@@ -49,6 +56,9 @@ class EngineConfig:
     skip_tokenizer_init: bool = False
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(name, getattr(self, name), f"must be one of {', '.join(choices)}")
         for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
             _at_least_one(name, getattr(self, name))
         for name in ("max_model_len", "kv_cache_memory", "block_size", "num_threads"):

@@ -80,12 +80,13 @@ def check_num_blocks(layout: KVLayout, num_blocks: int, *, max_model_len: int) -
     """Raise ConfigError unless one request of `max_model_len` tokens fits `num_blocks`."""
     needed = layout.num_blocks_for(max_model_len)
     if num_blocks < needed:
+        most = num_blocks * layout.block_size
+        lower = f"lower --max-model-len (to {most} at most) or " if most else ""
         raise ConfigError(
             "max_model_len",
             max_model_len,
             f"needs {needed * layout.bytes_per_block} bytes of KV cache on each rank, but there "
-            f"are {num_blocks * layout.bytes_per_block}: lower --max-model-len "
-            f"(to {num_blocks * layout.block_size} at most) or raise --kv-cache-memory",
+            f"are {num_blocks * layout.bytes_per_block}: {lower}raise --kv-cache-memory",
         )
 
 

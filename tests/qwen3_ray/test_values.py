@@ -163,6 +163,12 @@ def test_engine_settings_refuse_counts_below_one(name: str, value: int) -> None:
     assert (info.value.field, info.value.value) == (name, value)
 
 
+@pytest.mark.parametrize("name", ["device", "dtype", "kv_cache_dtype", "numerics"])
+def test_engine_settings_refuse_names_that_do_not_exist(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} = 'tpu': must be one of auto, "):
+        EngineConfig(model_dir=Path("m"), **{name: "tpu"})
+
+
 def test_a_step_must_have_room_for_every_sequence() -> None:
     EngineConfig(model_dir=DEMO_MODEL_DIR, max_num_seqs=64, max_num_batched_tokens=64)
     with pytest.raises(ConfigError, match="at least max_num_seqs = 64"):

@@ -54,6 +54,11 @@ def test_a_context_that_cannot_fit_names_the_bytes_and_both_remedies() -> None:
     assert "--kv-cache-memory" in message
 
 
+def test_a_cache_without_a_single_block_offers_no_shorter_context() -> None:
+    with pytest.raises(ConfigError, match="but there are 0: raise --kv-cache-memory$"):
+        check_num_blocks(LAYOUT, 0, max_model_len=40)
+
+
 def test_the_default_on_cpu_is_a_modest_share_of_each_rank() -> None:
     one = memory_budget(torch.device("cpu"), num_local_ranks=1)
     four = memory_budget(torch.device("cpu"), num_local_ranks=4)
