@@ -55,7 +55,7 @@ def test_a_context_that_cannot_fit_names_the_bytes_and_both_remedies() -> None:
 
 
 def test_a_cache_without_a_single_block_offers_no_shorter_context() -> None:
-    with pytest.raises(ConfigError, match="but there are 0: raise --kv-cache-memory$"):
+    with pytest.raises(ConfigError, match=r"but there are 0: raise --kv-cache-memory$"):
         check_num_blocks(LAYOUT, 0, max_model_len=40)
 
 
