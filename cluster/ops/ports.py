@@ -40,7 +40,6 @@ def _check_port(host: str, setting: str, port: int) -> None:
             # As every server does: a port whose last connections only linger counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-            probe.listen(1)
     except OSError as error:
         reason = _REASONS.get(error.errno or 0)
         if reason is None:

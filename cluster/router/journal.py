@@ -21,14 +21,7 @@ class JournalEntry:
     params: SamplingParams
     replica_id: str = ""
     """The replica that runs it; empty before the first one has taken it."""
-    epoch: str = ""
-    """That replica's life."""
     token_ids: list[int] = field(default_factory=list)
-
-    def place(self, replica_id: str, epoch: str) -> None:
-        """Note who runs the stream from now on."""
-        self.replica_id = replica_id
-        self.epoch = epoch
 
     def append(self, from_index: int, token_ids: tuple[int, ...]) -> None:
         """Take over output ids, the first of which is number `from_index` of the output.

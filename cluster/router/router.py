@@ -218,7 +218,7 @@ class Router:
         self, entry: JournalEntry, replica_id: str, replica: ReplicaLink
     ) -> tuple[DeltaStream, link.StreamDelta]:
         """Give the request to one replica and wait for its first token (or its refusal)."""
-        entry.place(replica_id, replica.hello.epoch)
+        entry.replica_id = replica_id
         stream = replica.open(_submit_message(entry))
         num_tokens = len(entry.prompt_token_ids)
         self._sent.add(replica_id, entry.request_id, num_tokens, now_s=time.monotonic())

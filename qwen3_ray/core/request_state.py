@@ -39,8 +39,3 @@ class RequestState:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.prompt_len
-
-    @property
-    def output_token_ids(self) -> list[int]:
-        """The generated tokens, a copy."""
-        return self.token_ids[self.prompt_len :]

@@ -22,9 +22,6 @@ class Kernels(Protocol):
     """Whether a row's bits depend on that row alone, in everything here."""
     attention: AttentionBackend
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """See `norm.rms_norm`."""
-
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
@@ -52,7 +49,6 @@ class ReferenceKernels:
 
     def __init__(self) -> None:
         self.attention: AttentionBackend = ReferenceAttention()
-        self.rms_norm = norm.rms_norm
         self.add_rms_norm = norm.add_rms_norm
         self.qk_norm_rope = rotary.qk_norm_rope
         self.silu_and_mul = activation.silu_and_mul

@@ -22,14 +22,6 @@ class NumbaKernels:
         self._pool = ThreadPool(num_threads)
         self.attention: AttentionBackend = NumbaPagedAttention(self._pool)
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """See `norm.rms_norm`."""
-        out = torch.empty_like(x)
-        self._pool.run(
-            numba_rows.rms_norm, x.numel(), x.numpy(), weight.numpy(), np.float32(eps), out.numpy()
-        )
-        return out
-
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:

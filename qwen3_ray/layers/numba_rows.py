@@ -33,16 +33,6 @@ _C5, _C6 = np.float32(1.333355814642844e-3), np.float32(1.540353039338161e-4)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def rms_norm(
-    part: int, num_parts: int, x: _Floats, weight: _Floats, eps: np.float32, out: _Floats
-) -> None:
-    """`out` = norm of `x`, both [num_rows, size]."""
-    start, stop = _rows(x.shape[0], part, num_parts)
-    for row in range(start, stop):
-        _normalise(x[row], weight, eps, out[row])
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
 def add_rms_norm(
     part: int,
     num_parts: int,

@@ -56,15 +56,6 @@ class Tokenizer:
         """Tokens in all, added ones included."""
         return len(self._token_bytes)
 
-    @property
-    def max_token_id(self) -> int:
-        """The highest id with a token: `num_tokens - 1`."""
-        return len(self._token_bytes) - 1
-
-    def is_special(self, token_id: int) -> bool:
-        """Whether the token is a control token, left out of texts (`<think>` is not one)."""
-        return token_id in self._special_ids
-
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, none added. Special tokens spelled out in it become their ids.
 

@@ -30,7 +30,7 @@ def test_pieces_in_order_give_the_whole(pieces: list[tuple[int, ...]]) -> None:
 @pytest.mark.parametrize("from_index", [0, 1, 3], ids=["again", "overlap", "gap"])
 def test_missing_or_repeated_ids_are_an_error(from_index: int) -> None:
     entry = make_entry()
-    entry.place("replica-1", "epoch-1")
+    entry.replica_id = "replica-1"
     entry.append(0, (7, 8))
     with pytest.raises(EngineError, match=f"replica-1.*number {from_index}.*expected number 2"):
         entry.append(from_index, (9,))

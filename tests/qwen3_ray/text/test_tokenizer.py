@@ -35,7 +35,6 @@ def test_decode_equals_the_librarys(token_ids: list[int], skip: bool) -> None:
 
 def test_every_token_has_the_librarys_text() -> None:
     assert DEMO.num_tokens == LIBRARY.get_vocab_size() == 4_096
-    assert DEMO.max_token_id == 4_095
     for token_id in range(DEMO.num_tokens):
         expected = LIBRARY.decode([token_id], skip_special_tokens=False)
         assert DEMO.token_bytes(token_id).decode(errors="replace") == expected
@@ -64,9 +63,9 @@ def test_control_tokens_are_left_out_of_texts_but_think_tags_are_not() -> None:
     assert token_ids[-1] == ENDOFTEXT
     assert DEMO.decode(token_ids) == "<think>Hi</think>"
     assert DEMO.decode(token_ids, skip_special_tokens=False).endswith("<|im_end|><|endoftext|>")
-    assert DEMO.is_special(ENDOFTEXT)
-    assert not DEMO.is_special(THINK)
-    assert not DEMO.is_special(0)
+    assert DEMO.output_bytes(ENDOFTEXT) == b""
+    assert DEMO.output_bytes(THINK) == DEMO.token_bytes(THINK) != b""
+    assert DEMO.output_bytes(0) == DEMO.token_bytes(0) != b""
 
 
 def test_encode_adds_nothing_even_if_the_file_says_so(tmp_path: Path) -> None:
@@ -162,4 +161,4 @@ def test_added_tokens_read_as_in_the_library(tmp_path: Path) -> None:
             assert tokenizer.decode([token_id], skip_special_tokens=skip) == expected
     assert tokenizer.token_bytes(4_096) == b"two words"
     assert tokenizer.token_bytes(4_097) == "<工具>".encode()
-    assert tokenizer.is_special(4_100)
+    assert tokenizer.output_bytes(4_100) == b""
