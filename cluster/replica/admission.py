@@ -27,17 +27,14 @@ class Limits:
 
 
 class PrefillRate:
-    """Prompt tokens that the engine takes a second, over the last window in which any came.
-
-    Under overload it takes them as fast as it computes them.
-    """
+    """Prompt tokens that the engine computes a second, over the last window in which it did."""
 
     def __init__(self) -> None:
         self._tokens_per_s = 0.0
         self._start: tuple[float, int] | None = None
 
     def observe(self, now: float, num_prompt_tokens: int) -> None:
-        """The engine has taken `num_prompt_tokens` since its start."""
+        """The engine has computed `num_prompt_tokens` since its start."""
         if self._start is None:
             self._start = (now, num_prompt_tokens)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qwen3_ray.core.kv_manager import KVManager
-from qwen3_ray.core.scheduler import Scheduler, Step
+from qwen3_ray.core.scheduler import ScheduledRequest, Scheduler, Step
 from qwen3_ray.engine.executor import Executor
 from qwen3_ray.engine.stats import EngineInfo, EngineStats
 from qwen3_ray.errors import RequestError
@@ -53,7 +53,6 @@ class Engine:
         if request.params.seed is None:
             raise RequestError("seed", "must be drawn before the engine takes the request")
         self._scheduler.add(request)
-        self._num_prompt_tokens += len(request.prompt_token_ids)
 
     def abort_request(self, request_id: str) -> bool:
         """Forget a request and free its blocks; False if it is not known (any more)."""
@@ -70,6 +69,7 @@ class Engine:
             return []
         sampled = self._executor.execute(step)
         self._num_steps += 1
+        self._num_prompt_tokens += sum(_num_prompt_tokens(item) for item in step.scheduled)
         failed = _failed_requests(step, sampled)
         deltas = [
             self._fail(delta) if delta.request_id in failed else delta
@@ -116,6 +116,12 @@ class Engine:
     def close(self) -> None:
         """Let the executor's ranks end."""
         self._executor.close()
+
+
+def _num_prompt_tokens(item: ScheduledRequest) -> int:
+    """How many of the tokens that a step computes for one request are of its prompt."""
+    request = item.request
+    return min(item.num_new_tokens, max(0, request.prompt_len - request.num_computed_tokens))
 
 
 def _failed_requests(step: Step, sampled: Sequence[int]) -> set[str]:

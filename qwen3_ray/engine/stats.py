@@ -37,6 +37,6 @@ class EngineStats:
     """0 to 1."""
     num_steps: int = 0
     num_prompt_tokens: int = 0
-    """Prompt tokens of all accepted requests."""
+    """Prompt tokens computed, those computed anew after a preemption included."""
     num_generated_tokens: int = 0
     num_preemptions: int = 0

@@ -67,6 +67,17 @@ def test_requests_join_a_running_batch_and_leave_it_one_by_one() -> None:
     assert (stats.num_steps, stats.num_prompt_tokens, stats.num_generated_tokens) == (5, 15, 7)
 
 
+def test_prompt_tokens_are_counted_when_they_are_computed() -> None:
+    """Their rate tells clients when to come back: a burst of requests is no speed."""
+    engine = make_fake_engine(FakeExecutor(), max_num_batched_tokens=8)
+    engine.add_request(make_request("a", range(12), max_tokens=3))
+    counts = [engine.stats().num_prompt_tokens]
+    while engine.has_unfinished:
+        engine.step()
+        counts.append(engine.stats().num_prompt_tokens)
+    assert counts == [0, 8, 12, 12, 12]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=9),
