@@ -61,7 +61,9 @@ def serve_until_stopped(config: DeployConfig, *, ray_address: str | None) -> Non
 def _check_here(config: DeployConfig) -> DeployConfig:
     """What can be found wrong on this machine in a moment; relative directories made absolute."""
     model_dir = resolve_model_dir(config.model)
-    ModelConfig.from_dir(model_dir).check_tensor_parallel(config.tp_size)
+    model_config = ModelConfig.from_dir(model_dir)
+    model_config.check_tensor_parallel(config.tp_size)
+    model_config.resolve_max_model_len(config.max_model_len)
     config.engine_config(model_dir)
     check_ports(config.host, {"http_port": config.http_port, "grpc_port": config.grpc_port})
     if config.model is None or not Path(config.model).expanduser().is_dir():

@@ -83,6 +83,7 @@ class LLM:
         # Cheap to find out before processes start: what is wrong with the model or its settings.
         model_config = ModelConfig.from_dir(config.model_dir)
         model_config.check_tensor_parallel(config.tensor_parallel_size)
+        model_config.resolve_max_model_len(config.max_model_len)
         self._tokenizer = None if config.skip_tokenizer_init else find_tokenizer(config.model_dir)
         self._seed = config.seed
         self._num_drawn = itertools.count()

@@ -49,7 +49,7 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
     """
     model_config = ModelConfig.from_dir(config.model_dir)
     model_config.check_tensor_parallel(config.tensor_parallel_size)
-    max_model_len = resolve_max_model_len(config, model_config)
+    max_model_len = model_config.resolve_max_model_len(config.max_model_len)
     device = choose_device(config, rendezvous.rank)
     if device.type == "cpu":
         set_num_threads(config)
@@ -89,20 +89,6 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
         max_model_len=max_model_len,
         weight_bytes_read=control.values_of_ranks(model.num_bytes_read),
     )
-
-
-def resolve_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
-    """The context length to serve: the model's own, or what the settings say.
-
-    Raises:
-        ConfigError: the settings ask for more than the model has.
-    """
-    longest = model_config.max_position_embeddings
-    if config.max_model_len is not None and config.max_model_len > longest:
-        raise ConfigError(
-            "max_model_len", config.max_model_len, f"the model has a context of {longest} tokens"
-        )
-    return config.max_model_len or longest
 
 
 def choose_device(config: EngineConfig, rank: int) -> torch.device:

@@ -75,6 +75,19 @@ class ModelConfig:
                 "or be a multiple of them",
             )
 
+    def resolve_max_model_len(self, max_model_len: int | None) -> int:
+        """The context to serve: `max_model_len`, or the model's own if it is None.
+
+        Raises:
+            ConfigError: it exceeds the model's.
+        """
+        longest = self.max_position_embeddings
+        if max_model_len is not None and max_model_len > longest:
+            raise ConfigError(
+                "max_model_len", max_model_len, f"the model has a context of {longest} tokens"
+            )
+        return max_model_len or longest
+
     def num_local_heads(self, size: int) -> int:
         """Query heads of one of `size` ranks."""
         return self.num_heads // size

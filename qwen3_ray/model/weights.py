@@ -62,7 +62,7 @@ def load_model(
             kernels=select_kernels(kernels, device),
         )
         model = builder.build(
-            engine_config.max_model_len or model_config.max_position_embeddings,
+            model_config.resolve_max_model_len(engine_config.max_model_len),
             on_progress or (lambda _done, _total: None),
         )
     if builder.matrices.pack:

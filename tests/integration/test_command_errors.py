@@ -42,6 +42,7 @@ def _assert_refused(result: subprocess.CompletedProcess[str], message: str) -> N
     [
         (("--model", "/no/such/dir"), "error: model = '/no/such/dir': no such directory"),
         (("--tensor-parallel-size", "3"), "tensor_parallel_size = 3: must divide the 8 query"),
+        (("--max-model-len", "32769"), "error: max_model_len = 32769: the model has a context"),
         (("--http-port", "0"), "error: http_port = 0: "),
         (("--ray-address", "127.0.0.1:1"), "error: ray_address = '127.0.0.1:1': nobody listens"),
         (("--config", "/no/such/file"), "error: config = '/no/such/file': cannot be read"),

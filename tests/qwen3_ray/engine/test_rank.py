@@ -6,7 +6,7 @@ import torch
 from qwen3_ray.config import DEMO_MODEL_DIR, EngineConfig
 from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
 from qwen3_ray.engine.rank import config_from_json, config_to_json
-from qwen3_ray.engine.startup import choose_kv_layout, resolve_max_model_len
+from qwen3_ray.engine.startup import choose_kv_layout
 from qwen3_ray.errors import ConfigError
 from qwen3_ray.model.model_config import ModelConfig
 
@@ -18,17 +18,6 @@ def test_a_config_survives_the_way_to_a_child() -> None:
         model_dir=Path("/models/with space"), tensor_parallel_size=2, max_model_len=77, seed=-5
     )
     assert config_from_json(config_to_json(config)) == config
-
-
-def test_the_context_is_the_models_unless_the_settings_ask_for_less() -> None:
-    model_config = ModelConfig.from_dir(DEMO_MODEL_DIR)
-    config = EngineConfig(model_dir=DEMO_MODEL_DIR)
-    assert resolve_max_model_len(config, model_config) == 32_768
-    shorter = EngineConfig(model_dir=DEMO_MODEL_DIR, max_model_len=100)
-    assert resolve_max_model_len(shorter, model_config) == 100
-    longer = EngineConfig(model_dir=DEMO_MODEL_DIR, max_model_len=32_769)
-    with pytest.raises(ConfigError, match="32768 tokens"):
-        resolve_max_model_len(longer, model_config)
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,11 @@ def test_others_are_refused_with_all_three_numbers(config: ModelConfig, size: in
         config.check_tensor_parallel(size)
     for number in (config.num_heads, config.num_kv_heads, config.intermediate_size):
         assert str(number) in str(caught.value)
+
+
+def test_the_context_is_the_models_unless_the_settings_ask_for_less() -> None:
+    config = ModelConfig.from_dir(DEMO_MODEL_DIR)
+    assert config.resolve_max_model_len(None) == 32_768
+    assert config.resolve_max_model_len(100) == 100
+    with pytest.raises(ConfigError, match="max_model_len = 32769: .* 32768 tokens"):
+        config.resolve_max_model_len(32_769)
