@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.replica.messages import request_of
+from cluster.link.requests import request_of
 from protos.v1.link_pb2 import Reject, Submit
 from qwen3_ray.errors import RequestError
 from qwen3_ray.request import GenerateRequest

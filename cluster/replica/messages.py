@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from protos.v1 import link_pb2 as link
-from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
-from qwen3_ray.sampling_params import SamplingParams
+from qwen3_ray.request import FinishReason, TokenDelta
 
 if TYPE_CHECKING:  # the engine loads torch, the front never does
     from qwen3_ray.engine.stats import EngineInfo, EngineStats
@@ -20,29 +19,6 @@ _TO_WIRE: dict[FinishReason | None, link.FinishReason] = {
     FinishReason.ERROR: link.ERROR,
 }
 _FROM_WIRE = {value: key for key, value in _TO_WIRE.items()}
-
-
-def request_of(submit: link.Submit) -> GenerateRequest:
-    """A request as the engine takes it.
-
-    Raises:
-        RequestError: a sampling parameter is out of its range.
-    """
-    sampling = submit.sampling
-    return GenerateRequest(
-        request_id=submit.request_id,
-        prompt_token_ids=tuple(submit.prompt_token_ids),
-        params=SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed,
-            stop=tuple(sampling.stop),
-            stop_token_ids=tuple(sampling.stop_token_ids),
-            ignore_eos=sampling.ignore_eos,
-        ),
-    )
 
 
 def finish_of(reason: link.FinishReason) -> FinishReason | None:

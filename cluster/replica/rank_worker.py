@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.link.requests import request_of
 from cluster.ops.progress import publish
 from cluster.replica.channel import RankChannel
-from cluster.replica.messages import ready_event, request_of, step_event
+from cluster.replica.messages import ready_event, step_event
 from qwen3_ray.config import EngineConfig
 from qwen3_ray.errors import EngineError
 from qwen3_ray.request import TokenDelta

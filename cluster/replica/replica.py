@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup
 from cluster.config import DeployConfig
 from cluster.link.client import LinkClient
 from cluster.link.protocol import LINK_VERSION
+from cluster.link.requests import submit_message
 from cluster.link.server import LinkServer
 from cluster.replica.admission import Limits
 from cluster.replica.health import Progress
@@ -23,6 +24,7 @@ from cluster.replica.streams import NewProcessor, StreamTable
 from protos.v1 import link_pb2 as link
 from qwen3_ray.errors import EngineError, Qwen3RayError
 from qwen3_ray.model.hub import resolve_model_dir
+from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.text.output_processor import OutputProcessor
 from qwen3_ray.text.tokenizer import find_tokenizer
 
@@ -197,8 +199,8 @@ async def _canary(address: str, link_token: str, ready: link.EngineReady) -> Non
     """
     num_tokens = min(CANARY_TOKENS, ready.max_model_len - 1)
     client = LinkClient(address, link_token)
-    sampling = link.Sampling(temperature=0.0, top_p=1.0, max_tokens=num_tokens, ignore_eos=True)
-    submit = link.Submit(request_id="canary", prompt_token_ids=[0], sampling=sampling)
+    params = SamplingParams(temperature=0, max_tokens=num_tokens, seed=0, ignore_eos=True)
+    submit = submit_message("canary", [0], params)
     num_received = 0
     try:
         async with asyncio.timeout(CANARY_LIMIT_S):

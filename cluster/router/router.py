@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from cluster.link.protocol import BUSY_HEARTBEAT_S
+from cluster.link.requests import submit_message
 from cluster.router.admission import Refusal, may_try_again, verdict
 from cluster.router.generation import DeltaStream, Generation
 from cluster.router.inference import InferenceRequest, ModelInfo, draw_seed
@@ -219,7 +220,9 @@ class Router:
     ) -> tuple[DeltaStream, link.StreamDelta]:
         """Give the request to one replica and wait for its first token (or its refusal)."""
         entry.replica_id = replica_id
-        stream = replica.open(_submit_message(entry))
+        stream = replica.open(
+            submit_message(entry.request_id, entry.prompt_token_ids, entry.params)
+        )
         num_tokens = len(entry.prompt_token_ids)
         self._sent.add(replica_id, entry.request_id, num_tokens, now_s=time.monotonic())
         try:
@@ -229,21 +232,3 @@ class Router:
             raise
         finally:
             self._sent.settle(replica_id, entry.request_id)
-
-
-def _submit_message(entry: JournalEntry) -> link.Submit:
-    params = entry.params
-    return link.Submit(
-        request_id=entry.request_id,
-        prompt_token_ids=entry.prompt_token_ids,
-        sampling=link.Sampling(
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=params.top_k,
-            max_tokens=params.max_tokens,
-            seed=params.seed,
-            stop=params.stop_strings,
-            stop_token_ids=params.stop_token_ids,
-            ignore_eos=params.ignore_eos,
-        ),
-    )

@@ -12,7 +12,7 @@ from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.control import StepControl, group_errors
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
-from qwen3_ray.errors import ConfigError, ResourcesError
+from qwen3_ray.errors import ResourcesError
 from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM

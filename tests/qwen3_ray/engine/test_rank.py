@@ -7,7 +7,6 @@ from qwen3_ray.config import DEMO_MODEL_DIR, EngineConfig
 from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
 from qwen3_ray.engine.rank import config_from_json, config_to_json
 from qwen3_ray.engine.startup import choose_kv_layout
-from qwen3_ray.errors import ConfigError
 from qwen3_ray.model.model_config import ModelConfig
 
 CPU = torch.device("cpu")

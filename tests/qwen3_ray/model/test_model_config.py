@@ -166,5 +166,5 @@ def test_the_context_is_the_models_unless_the_settings_ask_for_less() -> None:
     config = ModelConfig.from_dir(DEMO_MODEL_DIR)
     assert config.resolve_max_model_len(None) == 32_768
     assert config.resolve_max_model_len(100) == 100
-    with pytest.raises(ConfigError, match="max_model_len = 32769: .* 32768 tokens"):
+    with pytest.raises(ConfigError, match=r"max_model_len = 32769: .* 32768 tokens"):
         config.resolve_max_model_len(32_769)
