@@ -26,7 +26,10 @@ FILL_ROWS = 4_096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Dimensions of one model of the family."""
+    """Dimensions of one model of the family.
+
+    Says itself which tensors a checkpoint has: what is checked against it must not be its source.
+    """
 
     num_layers: int
     hidden_size: int
