@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_ray.errors import CheckpointError, ConfigError
+from qwen3_ray.errors import ConfigError
+from qwen3_ray.model.json_fields import JsonFields, read_json
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 CHECKPOINT_DTYPES = ("bfloat16", "float16", "float32")
@@ -42,7 +41,7 @@ class ModelConfig:
                 this engine cannot compute.
         """
         file = model_dir / "config.json"
-        fields = _Fields(file, _read_json(file))
+        fields = JsonFields(file, read_json(file))
         _refuse_unsupported(fields)
         eos = _eos_token_ids(model_dir, fields)
         config = cls(
@@ -97,68 +96,7 @@ class ModelConfig:
         return max(1, self.num_kv_heads // size)
 
 
-class _Fields:
-    """Fields of one JSON object; what is missing or of a wrong kind raises and is named."""
-
-    def __init__(self, file: Path, values: Mapping[str, object], prefix: str = "") -> None:
-        self.file = file
-        self._values = values
-        self._prefix = prefix
-
-    def get(self, name: str) -> object:
-        """The value, or None when it is absent or null."""
-        return self._values.get(name)
-
-    def child(self, name: str) -> _Fields | None:
-        """The object under `name`, or None."""
-        value = self.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.error(name, f"must be an object, got {value!r:.80}")
-        return _Fields(self.file, value, f"{name}.")
-
-    def positive_int(self, name: str) -> int:
-        value = self.required(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(name, f"must be a positive integer, got {value!r:.80}")
-        return value
-
-    def positive_float(self, name: str) -> float:
-        value = self.required(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise self.error(name, f"must be a positive number, got {value!r:.80}")
-        return float(value)
-
-    def boolean(self, name: str) -> bool:
-        value = self.required(name)
-        if not isinstance(value, bool):
-            raise self.error(name, f"must be true or false, got {value!r:.80}")
-        return value
-
-    def required(self, name: str) -> object:
-        value = self.get(name)
-        if value is None:
-            raise self.error(name, "is missing")
-        return value
-
-    def error(self, name: str, problem: str) -> CheckpointError:
-        return CheckpointError(self.file, f"field {self._prefix}{name} {problem}")
-
-
-def _read_json(file: Path) -> Mapping[str, object]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(file, "the file does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(file, f"cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(file, "must hold a JSON object")
-    return value
-
-
-def _refuse_unsupported(fields: _Fields) -> None:
+def _refuse_unsupported(fields: JsonFields) -> None:
     """Refuse what would be computed wrongly, rather than compute it."""
     architectures = fields.required("architectures")
     if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
@@ -180,7 +118,7 @@ def _refuse_unsupported(fields: _Fields) -> None:
         raise fields.error("layer_types", "must all be full_attention")
 
 
-def _rope_theta(fields: _Fields) -> float:
+def _rope_theta(fields: JsonFields) -> float:
     """Theta of plain RoPE, from `rope_parameters` (new) or beside `rope_scaling` (old)."""
     new, old = fields.child("rope_parameters"), fields.child("rope_scaling")
     for rope in (new, old):
@@ -196,7 +134,7 @@ def _rope_theta(fields: _Fields) -> float:
     return fields.positive_float("rope_theta")
 
 
-def _dtype(fields: _Fields) -> str:
+def _dtype(fields: JsonFields) -> str:
     value = fields.get("dtype") or fields.get("torch_dtype")
     if value is None:
         raise fields.error("dtype", "(or torch_dtype) is missing")
@@ -205,10 +143,10 @@ def _dtype(fields: _Fields) -> str:
     return str(value)
 
 
-def _eos_token_ids(model_dir: Path, config: _Fields) -> frozenset[int]:
+def _eos_token_ids(model_dir: Path, config: JsonFields) -> frozenset[int]:
     """generation_config.json decides; chat models list more ids there than in config.json."""
     file = model_dir / "generation_config.json"
-    sources = [_Fields(file, _read_json(file))] if file.exists() else []
+    sources = [JsonFields(file, read_json(file))] if file.exists() else []
     for fields in (*sources, config):
         value = fields.get("eos_token_id")
         if value is None:
@@ -220,7 +158,7 @@ def _eos_token_ids(model_dir: Path, config: _Fields) -> frozenset[int]:
     return frozenset()
 
 
-def _check_heads(fields: _Fields, config: ModelConfig) -> None:
+def _check_heads(fields: JsonFields, config: ModelConfig) -> None:
     if config.num_heads % config.num_kv_heads:
         raise fields.error(
             "num_attention_heads",
