@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from qwen3_ray.attention.base import AttentionMetadata, KVCache, allocate_kv_cac
 from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.row_plan import RowPlan
+from qwen3_ray.layers.yarn import YarnScaling, default_attention_factor
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weight_reader import tensor_shapes
@@ -36,12 +37,27 @@ TINY_MODEL = ModelConfig(
     head_dim=32,
     rms_norm_eps=1e-6,
     rope_theta=1e4,
+    yarn=None,
     max_position_embeddings=512,
     tie_word_embeddings=False,
     dtype="bfloat16",
     eos_token_ids=frozenset({0}),
 )
 """4 query heads to a key/value head, heads x head_dim != hidden, a vocabulary of odd size."""
+
+TINY_YARN = replace(
+    TINY_MODEL,
+    max_position_embeddings=32,
+    yarn=YarnScaling(
+        factor=4.0,
+        original_max_position_embeddings=32,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        truncate=True,
+        attention_factor=default_attention_factor(4.0),
+    ),
+)
+"""Trained, so to say, on 32 tokens; its context is 128."""
 
 
 def make_checkpoint(
@@ -83,20 +99,23 @@ def make_checkpoint(
 
 def config_json(config: ModelConfig, *, old_keys: bool = False) -> dict[str, object]:
     """What config.json says of `config`: as transformers 5 writes it, or as version 4 did."""
-    rope: dict[str, object]
+    scaling = {"rope_type": "default"}
+    if config.yarn:
+        scaling = {"rope_type": "yarn"} | asdict(config.yarn)
+    style: dict[str, object]
     if old_keys:
-        rope = {
+        style = {
             "torch_dtype": config.dtype,
             "rope_theta": config.rope_theta,
-            "rope_scaling": None,
+            "rope_scaling": scaling if config.yarn else None,
         }
     else:
-        rope = {
+        style = {
             "dtype": config.dtype,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "rope_parameters": scaling | {"rope_theta": config.rope_theta},
             "layer_types": ["full_attention"] * config.num_layers,
         }
-    return rope | {
+    return style | {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "attention_bias": False,

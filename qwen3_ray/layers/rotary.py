@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from qwen3_ray.layers.norm import rms_norm
+from qwen3_ray.layers.yarn import YarnScaling
 
 
 class QKNorm(NamedTuple):
@@ -18,16 +19,28 @@ class QKNorm(NamedTuple):
 
 
 def build_cos_sin(
-    *, head_dim: int, theta: float, num_positions: int, device: torch.device
+    *,
+    head_dim: int,
+    theta: float,
+    num_positions: int,
+    device: torch.device,
+    yarn: YarnScaling | None = None,
 ) -> torch.Tensor:
     """float32 [num_positions, head_dim]: cosines of the head_dim / 2 angles, then their sines.
 
     Everything in fp32, as in transformers: the angles of late positions are already rounded.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    frequencies = 1.0 / (theta**exponents)
+    periods = theta**exponents
+    frequencies = 1.0 / periods
+    if yarn is not None:
+        low, high = yarn.blend_range(head_dim=head_dim, theta=theta)
+        ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)
+        kept = 1 - ramp.clamp(0, 1)
+        frequencies = 1.0 / (yarn.factor * periods) * (1 - kept) + frequencies * kept
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
-    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
+    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return (table if yarn is None else table * yarn.attention_factor).to(device)
 
 
 def qk_norm_rope(

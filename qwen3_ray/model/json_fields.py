@@ -1,8 +1,9 @@
-"""Fields of a checkpoint's JSON files: what is missing or of a wrong kind is named. Knows no torch."""
+"""Fields of a checkpoint's JSON files; what is missing or of a wrong kind is named. No torch."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,9 +39,14 @@ class JsonFields:
 
     def positive_float(self, name: str) -> float:
         value = self.required(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(name, f"must be a positive number, got {value!r:.80}")
+        if not 0 < value <= sys.float_info.max:
             raise self.error(name, f"must be a positive number, got {value!r:.80}")
         return float(value)
+
+    def optional_positive_float(self, name: str) -> float | None:
+        return None if self.get(name) is None else self.positive_float(name)
 
     def boolean(self, name: str) -> bool:
         value = self.required(name)

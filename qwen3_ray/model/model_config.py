@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_ray.errors import ConfigError
+from qwen3_ray.layers.yarn import YarnScaling
 from qwen3_ray.model.json_fields import JsonFields, read_json
+from qwen3_ray.model.rope_config import read_rope
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 CHECKPOINT_DTYPES = ("bfloat16", "float16", "float32")
@@ -25,7 +27,10 @@ class ModelConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
+    yarn: YarnScaling | None
+    """How the rotations are stretched beyond the context of the training; None: plain RoPE."""
     max_position_embeddings: int
+    """As the file says; see `context_len`."""
     tie_word_embeddings: bool
     dtype: str
     """Dtype of the checkpoint's tensors: bfloat16, float16 or float32."""
@@ -43,7 +48,7 @@ class ModelConfig:
         file = model_dir / "config.json"
         fields = JsonFields(file, read_json(file))
         _refuse_unsupported(fields)
-        eos = _eos_token_ids(model_dir, fields)
+        rope_theta, yarn = read_rope(fields)
         config = cls(
             vocab_size=fields.positive_int("vocab_size"),
             hidden_size=fields.positive_int("hidden_size"),
@@ -53,11 +58,12 @@ class ModelConfig:
             num_kv_heads=fields.positive_int("num_key_value_heads"),
             head_dim=fields.positive_int("head_dim"),
             rms_norm_eps=fields.positive_float("rms_norm_eps"),
-            rope_theta=_rope_theta(fields),
+            rope_theta=rope_theta,
+            yarn=yarn,
             max_position_embeddings=fields.positive_int("max_position_embeddings"),
             tie_word_embeddings=fields.boolean("tie_word_embeddings"),
             dtype=_dtype(fields),
-            eos_token_ids=eos,
+            eos_token_ids=_eos_token_ids(model_dir, fields),
         )
         _check_heads(fields, config)
         return config
@@ -74,13 +80,23 @@ class ModelConfig:
                 "or be a multiple of them",
             )
 
+    @property
+    def context_len(self) -> int:
+        """Longest prompt plus output, in tokens.
+
+        With YaRN the context of the training times the factor, if that is more than
+        `max_position_embeddings`: files differ in which of the two lengths they put there.
+        """
+        stretched = self.yarn.max_position_embeddings if self.yarn else 0
+        return max(self.max_position_embeddings, stretched)
+
     def resolve_max_model_len(self, max_model_len: int | None) -> int:
         """The context to serve: `max_model_len`, or the model's own if it is None.
 
         Raises:
-            ConfigError: it exceeds the model's.
+            ConfigError: it exceeds the model's, `context_len`.
         """
-        longest = self.max_position_embeddings
+        longest = self.context_len
         if max_model_len is not None and max_model_len > longest:
             raise ConfigError(
                 "max_model_len", max_model_len, f"the model has a context of {longest} tokens"
@@ -116,22 +132,6 @@ def _refuse_unsupported(fields: JsonFields) -> None:
         not isinstance(layer_types, list) or set(layer_types) != {"full_attention"}
     ):
         raise fields.error("layer_types", "must all be full_attention")
-
-
-def _rope_theta(fields: JsonFields) -> float:
-    """Theta of plain RoPE, from `rope_parameters` (new) or beside `rope_scaling` (old)."""
-    new, old = fields.child("rope_parameters"), fields.child("rope_scaling")
-    for rope in (new, old):
-        if rope is None:
-            continue
-        rope_type = rope.get("rope_type") or rope.get("type") or "default"
-        if rope_type != "default":
-            raise rope.error(
-                "rope_type", f"is {rope_type!r:.80}: only plain RoPE (default) is supported"
-            )
-    if new is not None and new.get("rope_theta") is not None:
-        return new.positive_float("rope_theta")
-    return fields.positive_float("rope_theta")
 
 
 def _dtype(fields: JsonFields) -> str:

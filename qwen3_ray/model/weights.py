@@ -98,6 +98,7 @@ class _Builder:
             theta=self.config.rope_theta,
             num_positions=num_positions,
             device=self.matrices.device,
+            yarn=self.config.yarn,
         )
         return Qwen3ForCausalLM(
             self.config,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qwen3_ray.config import DEMO_MODEL_DIR
-from qwen3_ray.testing_models import TINY_MODEL, make_checkpoint
+from qwen3_ray.testing_models import TINY_MODEL, TINY_YARN, make_checkpoint
 from tests.qwen3_ray.model.helpers import Checkpoint, OracleLogits
 
 SHAPES = {
@@ -16,6 +16,7 @@ SHAPES = {
     "head_dim 128, groups of 3": replace(
         TINY_MODEL, head_dim=128, num_heads=6, num_kv_heads=2, hidden_size=64, vocab_size=64
     ),
+    "YaRN": TINY_YARN,
 }
 """Each with heads x head_dim != hidden_size."""
 

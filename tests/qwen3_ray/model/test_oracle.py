@@ -19,7 +19,7 @@ from tests.qwen3_ray.model.helpers import (
     relative_error,
 )
 
-NUM_TOKENS = 77  # two full blocks and a part
+NUM_TOKENS = 77  # two full blocks and a part; twice the context that YaRN's shape stretches
 CHUNKINGS = {"whole": None, "chunks": [40, 3, 16], "token by token": [1]}
 
 
@@ -78,7 +78,9 @@ def test_greedy_tokens_of_the_demo_model_equal_transformers(
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
-@pytest.mark.parametrize("shape", ["untied, 4:1 head groups", "tied, no head groups", "demo"])
+@pytest.mark.parametrize(
+    "shape", ["untied, 4:1 head groups", "tied, no head groups", "YaRN", "demo"]
+)
 def test_ranks_compute_what_one_does(shape: str, size: int, checkpoint: Checkpoint) -> None:
     """At 4 and 8 ranks the first shape shares its two key/value heads."""
     model_dir = checkpoint(shape, "bfloat16")
