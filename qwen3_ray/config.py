@@ -12,12 +12,14 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16"]
 Numerics = Literal["auto", "exact", "fast"]
+GenerationDefaults = Literal["auto", "none"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "device": get_args(Device),
     "dtype": get_args(DType),
     "kv_cache_dtype": get_args(KVCacheDType),
     "numerics": get_args(Numerics),
+    "generation_config": get_args(GenerationDefaults),
 }
 
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo-model"
@@ -54,6 +56,12 @@ class EngineConfig:
     num_threads: int | None = None
     """CPU threads of one rank; None for its share of the machine's cores."""
     skip_tokenizer_init: bool = False
+    enable_prefix_caching: bool = True
+    """Keep the keys and values of finished requests for prompts that begin alike."""
+    num_speculative_tokens: int | None = None
+    """Most tokens to guess ahead by prompt lookup; None for 4 in exact mode and 0 in fast mode."""
+    generation_config: GenerationDefaults = "auto"
+    """`auto`: requests take what they leave open from the checkpoint's generation_config.json."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -64,6 +72,10 @@ class EngineConfig:
         for name in ("max_model_len", "kv_cache_memory", "block_size", "num_threads"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
+        if self.num_speculative_tokens is not None and not 0 <= self.num_speculative_tokens <= 16:
+            raise ConfigError(
+                "num_speculative_tokens", self.num_speculative_tokens, "must be from 0 to 16"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 "max_num_batched_tokens",

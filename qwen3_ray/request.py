@@ -24,6 +24,30 @@ class GenerateRequest:
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
+    choice: int = 0
+    """Which of the `params.n` answers to the prompt this is: each draws its own random numbers."""
+    output_token_ids: tuple[int, ...] = ()
+    """Output made elsewhere before: the engine goes on after it, and counts it as output."""
+    priority: int = 0
+    """Lower comes first."""
+    cache_salt: str = ""
+    """Requests share cached blocks only with requests of the same salt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """How likely a token was in the model's own distribution, and what else was likely.
+
+    Natural logarithms over the ids that the tokenizer knows, before penalties, masks and
+    temperature; float32 values.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 for the likeliest token; the lower id comes first among equals."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest ids with their logprobs, in order of rank, as many as were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +55,22 @@ class TokenDelta:
     """What one engine step added to one request.
 
     `stop_reason` is the stop token id or stop string that ended the output (None for EOS);
-    `error` tells what went wrong when `finish_reason` is `ERROR`.
+    `error` tells what went wrong when `finish_reason` is `ERROR`, and `error_param` which field
+    of the request was at fault, if one was.
     """
 
     request_id: str
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of `token_ids` if the request wants them, else none."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """The next ones of the prompt's tokens, from its second on, if the request wants them."""
+    num_cached_tokens: int | None = None
+    """On a request's first delta: prompt tokens whose keys and values were in the cache."""
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    error_param: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +79,8 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Prompt tokens that the prefix cache held."""
 
     @property
     def total_tokens(self) -> int:

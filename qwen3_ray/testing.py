@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Collection, Sequence
 
 from qwen3_ray.core.request_state import RequestState
-from qwen3_ray.core.scheduler import ScheduledRequest, Step
+from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.stats import EngineInfo
 from qwen3_ray.errors import EngineError
-from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR
 
 
 def fake_next_token(token_ids: Sequence[int], seed: int, vocab_size: int) -> int:
@@ -52,14 +51,16 @@ class FakeExecutor:
         self.is_closed = False
         self._slots = [-1] * (num_blocks * block_size)
 
-    def execute(self, step: Step) -> list[int]:
+    def execute(self, step: Step) -> list[Sampled]:
         """See `Executor`."""
         if len(self.steps) == self.fail_at_step:
             raise EngineError("the fake executor fails, as it was told")
         self.steps.append({item.request.request_id: item.num_new_tokens for item in step.scheduled})
         for item in step.scheduled:
             self._write(item)
-        return [self._sample(item.request) for item in step.scheduled if item.samples]
+        return [
+            self._sample(item.request) if item.samples else Sampled() for item in step.scheduled
+        ]
 
     def idle(self) -> None:
         """See `Executor`."""
@@ -75,13 +76,13 @@ class FakeExecutor:
         for position in range(first, first + item.num_new_tokens):
             self._slots[self._slot(request, position)] = request.token_ids[position]
 
-    def _sample(self, request: RequestState) -> int:
+    def _sample(self, request: RequestState) -> Sampled:
         if request.request_id in self.nan_request_ids:
-            return NUMERICAL_ERROR
+            return Sampled(problem="numerical error, as it was told")
         context = [
             self._slots[self._slot(request, position)] for position in range(request.num_tokens)
         ]
-        return fake_next_token(context, request.params.seed or 0, self.vocab_size)
+        return Sampled((fake_next_token(context, request.params.seed or 0, self.vocab_size),))
 
     def _slot(self, request: RequestState, position: int) -> int:
         block, offset = divmod(position, self.block_size)

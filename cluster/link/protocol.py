@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LINK_VERSION = 1
+LINK_VERSION = 2
 TOKEN_KEY = "x-link-token"
 
 SILENCE_LIMIT_S = 5.0

@@ -39,6 +39,10 @@ def step_event(deltas: Sequence[TokenDelta], stats: EngineStats) -> link.EngineE
             num_prompt_tokens=stats.num_prompt_tokens,
             num_generated_tokens=stats.num_generated_tokens,
             num_preemptions=stats.num_preemptions,
+            num_prefix_queries=stats.num_prefix_queries,
+            num_prefix_hits=stats.num_prefix_hits,
+            num_draft_tokens=stats.num_draft_tokens,
+            num_accepted_tokens=stats.num_accepted_tokens,
         ),
     )
 

@@ -24,6 +24,7 @@ from cluster.replica.streams import NewProcessor, StreamTable
 from protos.v1 import link_pb2 as link
 from qwen3_ray.errors import EngineError, Qwen3RayError
 from qwen3_ray.model.hub import resolve_model_dir
+from qwen3_ray.request import GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.text.output_processor import OutputProcessor
 from qwen3_ray.text.tokenizer import find_tokenizer
@@ -200,7 +201,9 @@ async def _canary(address: str, link_token: str, ready: link.EngineReady) -> Non
     num_tokens = min(CANARY_TOKENS, ready.max_model_len - 1)
     client = LinkClient(address, link_token)
     params = SamplingParams(temperature=0, max_tokens=num_tokens, seed=0, ignore_eos=True)
-    submit = submit_message("canary", [0], params)
+    submit = submit_message(
+        GenerateRequest(request_id="canary", prompt_token_ids=(0,), params=params)
+    )
     num_received = 0
     try:
         async with asyncio.timeout(CANARY_LIMIT_S):

@@ -22,6 +22,7 @@ from cluster.router.routing import ReplicaView, SentTokens, ranked
 from protos.v1 import link_pb2 as link
 from qwen3_ray import __version__
 from qwen3_ray.errors import ModelNotFoundError, OverloadedError, RequestError, UnavailableError
+from qwen3_ray.request import GenerateRequest
 from qwen3_ray.validation import validate
 
 HOLD_S = 10.0
@@ -221,7 +222,13 @@ class Router:
         """Give the request to one replica and wait for its first token (or its refusal)."""
         entry.replica_id = replica_id
         stream = replica.open(
-            submit_message(entry.request_id, entry.prompt_token_ids, entry.params)
+            submit_message(
+                GenerateRequest(
+                    request_id=entry.request_id,
+                    prompt_token_ids=entry.prompt_token_ids,
+                    params=entry.params,
+                )
+            )
         )
         num_tokens = len(entry.prompt_token_ids)
         self._sent.add(replica_id, entry.request_id, num_tokens, now_s=time.monotonic())

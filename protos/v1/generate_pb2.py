@@ -24,31 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/v1/generate.proto\x12\x0cqwen3_ray.v1\"\x88\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\x05\x12\x17\n\nignore_eos\x18\x08 \x01(\x08H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\r\n\x0b_max_tokensB\x07\n\x05_seedB\r\n\x0b_ignore_eos\"\x9f\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x32\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x16.qwen3_ray.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.qwen3_ray.v1.SamplingParamsB\x07\n\x05input\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xa5\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x1a\n\rfinish_reason\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x0bstop_string\x18\x05 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x06 \x01(\x05H\x00\x42\r\n\x0bstop_reasonB\x10\n\x0e_finish_reason\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\"\xb3\x01\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12%\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x14.qwen3_ray.v1.Choice\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.qwen3_ray.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x1a\n\x12system_fingerprint\x18\x07 \x01(\t\"\xb0\x01\n\rGenerateChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12%\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x14.qwen3_ray.v1.Choice\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.qwen3_ray.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x1a\n\x12system_fingerprint\x18\x07 \x01(\t\"\x15\n\x13GetModelInfoRequest\"\xc5\x01\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\x05\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x1c\n\x14tensor_parallel_size\x18\x04 \x01(\x05\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x1c\n\x14numerics_fingerprint\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x14\n\x0cnum_replicas\x18\x08 \x01(\x05\x32\x83\x02\n\x0fGenerateService\x12I\n\x08Generate\x12\x1d.qwen3_ray.v1.GenerateRequest\x1a\x1e.qwen3_ray.v1.GenerateResponse\x12N\n\x0eGenerateStream\x12\x1d.qwen3_ray.v1.GenerateRequest\x1a\x1b.qwen3_ray.v1.GenerateChunk0\x01\x12U\n\x0cGetModelInfo\x12!.qwen3_ray.v1.GetModelInfoRequest\x1a\".qwen3_ray.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/v1/generate.proto\x12\x0cqwen3_ray.v1\"\xa6\x07\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\x05\x12\x17\n\nignore_eos\x18\x08 \x01(\x08H\x05\x88\x01\x01\x12\r\n\x05min_p\x18\t \x01(\x01\x12\x18\n\x10presence_penalty\x18\n \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x0b \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x0c \x01(\x01H\x06\x88\x01\x01\x12?\n\nlogit_bias\x18\r \x03(\x0b\x32+.qwen3_ray.v1.SamplingParams.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x0e \x01(\x05\x12\"\n\x1ainclude_stop_str_in_output\x18\x0f \x01(\x08\x12\x11\n\tbad_words\x18\x10 \x03(\t\x12\x31\n\x11\x61llowed_token_ids\x18\x11 \x01(\x0b\x32\x16.qwen3_ray.v1.TokenIds\x12\x15\n\x08logprobs\x18\x12 \x01(\x05H\x07\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x13 \x01(\x05H\x08\x88\x01\x01\x12\x0e\n\x01n\x18\x14 \x01(\x05H\t\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18\x15 \x01(\x08\x12 \n\x13skip_special_tokens\x18\x16 \x01(\x08H\n\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x17 \x01(\x05H\x0b\x88\x01\x01\x12;\n\x12structured_outputs\x18\x18 \x01(\x0b\x32\x1f.qwen3_ray.v1.StructuredOutputs\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\r\n\x0b_max_tokensB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x04\n\x02_nB\x16\n\x14_skip_special_tokensB\x19\n\x17_truncate_prompt_tokens\"\xf2\x01\n\x11StructuredOutputs\x12\x0e\n\x04json\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\'\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x15.qwen3_ray.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x05 \x01(\x08H\x00\x12\x1e\n\x16\x64isable_any_whitespace\x18\x06 \x01(\x08\x12%\n\x1d\x64isable_additional_properties\x18\x07 \x01(\x08\x12\x1a\n\x12whitespace_pattern\x18\x08 \x01(\tB\x06\n\x04\x66orm\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\xde\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x32\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x16.qwen3_ray.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.qwen3_ray.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x17\n\x0ftruncation_side\x18\x07 \x01(\tB\x07\n\x05input\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x8a\x02\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x1a\n\rfinish_reason\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x0bstop_string\x18\x05 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x06 \x01(\x05H\x00\x12-\n\x08logprobs\x18\x07 \x03(\x0b\x32\x1b.qwen3_ray.v1.TokenLogprobs\x12\x34\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32\x1b.qwen3_ray.v1.TokenLogprobsB\r\n\x0bstop_reasonB\x10\n\x0e_finish_reason\"v\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12%\n\x03top\x18\x05 \x03(\x0b\x32\x18.qwen3_ray.v1.TopLogprob\">\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x15\n\rcached_tokens\x18\x04 \x01(\x05\"\xb3\x01\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12%\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x14.qwen3_ray.v1.Choice\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.qwen3_ray.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x1a\n\x12system_fingerprint\x18\x07 \x01(\t\"\xb0\x01\n\rGenerateChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12%\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x14.qwen3_ray.v1.Choice\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.qwen3_ray.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x1a\n\x12system_fingerprint\x18\x07 \x01(\t\"\x15\n\x13GetModelInfoRequest\"\xfd\x01\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\x05\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x1c\n\x14tensor_parallel_size\x18\x04 \x01(\x05\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x1c\n\x14numerics_fingerprint\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x14\n\x0cnum_replicas\x18\x08 \x01(\x05\x12\x36\n\x10\x64\x65\x66\x61ult_sampling\x18\t \x01(\x0b\x32\x1c.qwen3_ray.v1.SamplingParams2\x83\x02\n\x0fGenerateService\x12I\n\x08Generate\x12\x1d.qwen3_ray.v1.GenerateRequest\x1a\x1e.qwen3_ray.v1.GenerateResponse\x12N\n\x0eGenerateStream\x12\x1d.qwen3_ray.v1.GenerateRequest\x1a\x1b.qwen3_ray.v1.GenerateChunk0\x01\x12U\n\x0cGetModelInfo\x12!.qwen3_ray.v1.GetModelInfoRequest\x1a\".qwen3_ray.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.generate_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_SAMPLINGPARAMS']._serialized_start=43
-  _globals['_SAMPLINGPARAMS']._serialized_end=307
-  _globals['_GENERATEREQUEST']._serialized_start=310
-  _globals['_GENERATEREQUEST']._serialized_end=469
-  _globals['_TOKENIDS']._serialized_start=471
-  _globals['_TOKENIDS']._serialized_end=494
-  _globals['_CHOICE']._serialized_start=497
-  _globals['_CHOICE']._serialized_end=662
-  _globals['_USAGE']._serialized_start=664
-  _globals['_USAGE']._serialized_end=743
-  _globals['_GENERATERESPONSE']._serialized_start=746
-  _globals['_GENERATERESPONSE']._serialized_end=925
-  _globals['_GENERATECHUNK']._serialized_start=928
-  _globals['_GENERATECHUNK']._serialized_end=1104
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1106
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1127
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1130
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1327
-  _globals['_GENERATESERVICE']._serialized_start=1330
-  _globals['_GENERATESERVICE']._serialized_end=1589
+  _globals['_SAMPLINGPARAMS']._serialized_end=977
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=741
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=789
+  _globals['_STRUCTUREDOUTPUTS']._serialized_start=980
+  _globals['_STRUCTUREDOUTPUTS']._serialized_end=1222
+  _globals['_CHOICES']._serialized_start=1224
+  _globals['_CHOICES']._serialized_end=1248
+  _globals['_GENERATEREQUEST']._serialized_start=1251
+  _globals['_GENERATEREQUEST']._serialized_end=1473
+  _globals['_TOKENIDS']._serialized_start=1475
+  _globals['_TOKENIDS']._serialized_end=1498
+  _globals['_CHOICE']._serialized_start=1501
+  _globals['_CHOICE']._serialized_end=1767
+  _globals['_TOKENLOGPROBS']._serialized_start=1769
+  _globals['_TOKENLOGPROBS']._serialized_end=1887
+  _globals['_TOPLOGPROB']._serialized_start=1889
+  _globals['_TOPLOGPROB']._serialized_end=1951
+  _globals['_USAGE']._serialized_start=1953
+  _globals['_USAGE']._serialized_end=2055
+  _globals['_GENERATERESPONSE']._serialized_start=2058
+  _globals['_GENERATERESPONSE']._serialized_end=2237
+  _globals['_GENERATECHUNK']._serialized_start=2240
+  _globals['_GENERATECHUNK']._serialized_end=2416
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2418
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2439
+  _globals['_GETMODELINFORESPONSE']._serialized_start=2442
+  _globals['_GETMODELINFORESPONSE']._serialized_end=2695
+  _globals['_GENERATESERVICE']._serialized_start=2698
+  _globals['_GENERATESERVICE']._serialized_end=2957
 # @@protoc_insertion_point(module_scope)

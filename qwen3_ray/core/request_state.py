@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from qwen3_ray.sampling_params import SamplingParams
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class RequestState:
     """Token ids of one request and how many of them the KV cache already holds.
 
@@ -24,6 +24,12 @@ class RequestState:
     """Keys and values of `token_ids[:num_computed_tokens]` are in the cache."""
     block_ids: list[int] = field(default_factory=list)
     """Block `i` holds the positions from `i * block_size` on."""
+    choice: int = 0
+    """Which of the answers to the prompt this is; a part of what random numbers follow from."""
+    num_prompt_logprobs: int = 0
+    """Prompt logprobs handed out so far."""
+    draft_token_ids: list[int] = field(default_factory=list)
+    """Guesses at the tokens that follow `token_ids`, for the step under way."""
 
     @property
     def num_tokens(self) -> int:

@@ -7,45 +7,13 @@ the gap of many requests under one token budget. Ids only: text, clocks and devi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from qwen3_ray.core.kv_manager import KVManager
 from qwen3_ray.core.request_state import RequestState
+from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.core.waiting_queue import WaitingQueue
 from qwen3_ray.errors import EngineError, PromptTooLongError, RequestError
 from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
-
-
-class ScheduledRequest(NamedTuple):
-    """One request's part of a step. Valid until the step is committed."""
-
-    request: RequestState
-    num_new_tokens: int
-    """Tokens to compute, from position `request.num_computed_tokens` on."""
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step reaches the last known token, so that a next one is sampled."""
-        request = self.request
-        return request.num_computed_tokens + self.num_new_tokens == len(request.token_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The work of one forward pass, oldest request first."""
-
-    scheduled: tuple[ScheduledRequest, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens to compute."""
-        return sum(item.num_new_tokens for item in self.scheduled)
-
-    @property
-    def num_samples(self) -> int:
-        """Requests that sample a token; before `commit` only."""
-        return sum(item.samples for item in self.scheduled)
 
 
 class Scheduler:
@@ -123,6 +91,7 @@ class Scheduler:
                 token_ids=list(request.prompt_token_ids),
                 prompt_len=len(request.prompt_token_ids),
                 params=request.params,
+                choice=request.choice,
             )
         )
 
@@ -199,30 +168,40 @@ class Scheduler:
             scheduled.append(ScheduledRequest(request, num_new))
             budget -= num_new
 
-    def commit(self, step: Step, sampled: Sequence[int]) -> list[TokenDelta]:
+    def commit(self, step: Step, sampled: Sequence[Sampled]) -> list[TokenDelta]:
         """Note that `step` was computed, and append the ids that it sampled.
 
         Args:
             step: what the last `schedule()` returned.
-            sampled: one id for each request of the step that samples, in the step's order.
+            sampled: one for each request of the step, in its order.
 
         Returns:
-            One delta for each sampling request, in the same order. A finished request is gone.
+            One delta for each request that got something, in the same order. A finished request
+            is gone.
 
         Raises:
-            EngineError: the number of ids is wrong; nothing is changed.
+            EngineError: the number of results is wrong; nothing is changed.
         """
-        sampling = [item.request for item in step.scheduled if item.samples]
-        if len(sampled) != len(sampling):
-            raise EngineError(f"{len(sampled)} ids were sampled for {len(sampling)} requests")
-        for request, num_new_tokens in step.scheduled:
-            request.num_computed_tokens += num_new_tokens
-        return [
-            self._append(request, token_id)
-            for request, token_id in zip(sampling, sampled, strict=True)
-        ]
+        if len(sampled) != len(step.scheduled):
+            raise EngineError(f"{len(sampled)} results came for {len(step.scheduled)} requests")
+        deltas = []
+        for item, result in zip(step.scheduled, sampled, strict=True):
+            samples = item.samples
+            item.request.num_computed_tokens += item.num_new_tokens
+            if result.problem is not None:
+                deltas.append(self._fail(item.request, result.problem))
+            elif samples:
+                deltas.append(self._append(item.request, result))
+        return deltas
 
-    def _append(self, request: RequestState, token_id: int) -> TokenDelta:
+    def _fail(self, request: RequestState, problem: str) -> TokenDelta:
+        self.abort(request.request_id)
+        return TokenDelta(
+            request_id=request.request_id, finish_reason=FinishReason.ERROR, error=problem
+        )
+
+    def _append(self, request: RequestState, result: Sampled) -> TokenDelta:
+        (token_id,) = result.token_ids
         request.token_ids.append(token_id)
         finish_reason, stop_token_id = self._finish(request, token_id)
         if finish_reason is not None:

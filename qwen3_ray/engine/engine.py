@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from qwen3_ray.core.kv_manager import KVManager
-from qwen3_ray.core.scheduler import ScheduledRequest, Scheduler, Step
+from qwen3_ray.core.scheduler import Scheduler
+from qwen3_ray.core.step import ScheduledRequest
 from qwen3_ray.engine.executor import Executor
 from qwen3_ray.engine.stats import EngineInfo, EngineStats
 from qwen3_ray.errors import RequestError
-from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
-from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR
+from qwen3_ray.request import GenerateRequest, TokenDelta
 
 
 class Engine:
@@ -70,22 +68,9 @@ class Engine:
         sampled = self._executor.execute(step)
         self._num_steps += 1
         self._num_prompt_tokens += sum(_num_prompt_tokens(item) for item in step.scheduled)
-        failed = _failed_requests(step, sampled)
-        deltas = [
-            self._fail(delta) if delta.request_id in failed else delta
-            for delta in self._scheduler.commit(step, [max(token_id, 0) for token_id in sampled])
-        ]
+        deltas = self._scheduler.commit(step, sampled)
         self._num_generated_tokens += sum(len(delta.token_ids) for delta in deltas)
         return deltas
-
-    def _fail(self, delta: TokenDelta) -> TokenDelta:
-        """End a request whose logits were not finite; the id committed for it goes nowhere."""
-        self._scheduler.abort(delta.request_id)
-        return TokenDelta(
-            request_id=delta.request_id,
-            finish_reason=FinishReason.ERROR,
-            error="numerical error: the model's logits are not all finite",
-        )
 
     def idle(self) -> None:
         """Keep the other ranks waiting in good faith.
@@ -122,14 +107,3 @@ def _num_prompt_tokens(item: ScheduledRequest) -> int:
     """How many of the tokens that a step computes for one request are of its prompt."""
     request = item.request
     return min(item.num_new_tokens, max(0, request.prompt_len - request.num_computed_tokens))
-
-
-def _failed_requests(step: Step, sampled: Sequence[int]) -> set[str]:
-    if NUMERICAL_ERROR not in sampled:
-        return set()
-    sampling = [item.request.request_id for item in step.scheduled if item.samples]
-    return {
-        request_id
-        for request_id, token_id in zip(sampling, sampled, strict=True)
-        if token_id == NUMERICAL_ERROR
-    }

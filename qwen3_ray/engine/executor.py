@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from qwen3_ray.core.scheduler import Step
+from qwen3_ray.core.step import Sampled, Step
 
 
 class Executor(Protocol):
@@ -18,12 +18,11 @@ class Executor(Protocol):
     def block_size(self) -> int:
         """Tokens in a block."""
 
-    def execute(self, step: Step) -> list[int]:
+    def execute(self, step: Step) -> list[Sampled]:
         """Compute a step that is not empty.
 
         Returns:
-            One id for each request that samples, in the step's order;
-            `sampling_rows.NUMERICAL_ERROR` for one whose logits were not all finite.
+            One for each request of the step, in its order.
 
         Raises:
             EngineError: the step failed; no further one can be computed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from qwen3_ray.core.request_state import RequestState
-from qwen3_ray.core.scheduler import ScheduledRequest, Step
+from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.distributed.control import Kind, StepControl, group_errors
 from qwen3_ray.errors import EngineError
 from qwen3_ray.layers.row_plan import RowPlan
@@ -45,17 +45,15 @@ class GroupExecutor:
         """Tokens in a block."""
         return self._block_size
 
-    def execute(self, step: Step) -> list[int]:
+    def execute(self, step: Step) -> list[Sampled]:
         """See `Executor`."""
         arrays = build(step, self._block_size, self._row_plan)
         self._control.send(Kind.STEP, arrays)
         with group_errors(f"a step of {step.num_tokens} tokens failed"):
             logits = self._runner.execute(arrays)
         if logits is None:
-            return []
-        return self._sampler.sample(
-            logits, [item.request for item in step.scheduled if item.samples]
-        )
+            return [Sampled()] * len(step.scheduled)
+        return self._sampler.sample(logits, step)
 
     def idle(self) -> None:
         """See `Executor`."""
@@ -74,10 +72,10 @@ class GroupExecutor:
         requests = [_warm_up_request(top_p) for top_p in (1.0, 0.9)]
         for num_new_tokens in (2, 1):
             scheduled = tuple(ScheduledRequest(request, num_new_tokens) for request in requests)
-            ids = self.execute(Step(scheduled))
-            for request, token_id in zip(requests, ids, strict=True):
+            results = self.execute(Step(scheduled))
+            for request, result in zip(requests, results, strict=True):
                 request.num_computed_tokens += num_new_tokens
-                request.token_ids.append(max(token_id, 0))
+                request.token_ids.append(result.token_ids[0] if result.token_ids else 0)
 
 
 def _warm_up_request(top_p: float) -> RequestState:

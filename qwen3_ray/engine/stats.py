@@ -40,3 +40,13 @@ class EngineStats:
     """Prompt tokens computed, those computed anew after a preemption included."""
     num_generated_tokens: int = 0
     num_preemptions: int = 0
+    num_prefix_queries: int = 0
+    """Prompt tokens that were looked up in the prefix cache."""
+    num_prefix_hits: int = 0
+    """Those that were found there."""
+    num_draft_tokens: int = 0
+    """Tokens guessed ahead."""
+    num_accepted_tokens: int = 0
+    """Those that were right."""
+    numerics_fingerprint: str = ""
+    """`EngineInfo.numerics_fingerprint`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qwen3_ray.core.scheduler import Step
+from qwen3_ray.core.step import Step
 from qwen3_ray.distributed.control import Int32s, StepArrays
 from qwen3_ray.layers.row_plan import RowPlan
 
@@ -20,25 +20,26 @@ def build(step: Step, block_size: int, row_plan: RowPlan) -> StepArrays:
     slot_mapping = np.full(num_rows, -1, np.int32)
     query_start_loc = np.zeros(len(step.scheduled) + 1, np.int32)
     seq_lens = np.empty(len(step.scheduled), np.int32)
-    sampled_rows = []
+    logits_rows: list[int] = []
     end = 0
     for index, item in enumerate(step.scheduled):
         request = item.request
         first = request.num_computed_tokens
         start, end = end, end + item.num_new_tokens
         stop = first + item.num_new_tokens
-        input_ids[start:end] = request.token_ids[first:stop]
+        known_end = end - item.num_drafts
+        input_ids[start:known_end] = request.token_ids[first : stop - item.num_drafts]
+        input_ids[known_end:end] = request.draft_token_ids[: item.num_drafts]
         positions[start:end] = np.arange(first, stop)
         query_start_loc[index + 1] = end
         seq_lens[index] = stop
-        if item.samples:
-            sampled_rows.append(end - 1)
+        logits_rows.extend(position - first + start for position in item.logits_positions)
     block_tables = _block_tables(step, seq_lens, block_size)
     sequence = np.repeat(np.arange(len(step.scheduled)), np.diff(query_start_loc))
     block_index, offset = np.divmod(positions[:num_tokens], block_size)
     slot_mapping[:num_tokens] = block_tables[sequence, block_index] * block_size + offset
-    logits_indices = np.zeros(row_plan.pad(len(sampled_rows)), np.int32)
-    logits_indices[: len(sampled_rows)] = sampled_rows
+    logits_indices = np.zeros(row_plan.pad(len(logits_rows)), np.int32)
+    logits_indices[: len(logits_rows)] = logits_rows
     return StepArrays(
         input_ids=input_ids,
         positions=positions,
@@ -48,7 +49,7 @@ def build(step: Step, block_size: int, row_plan: RowPlan) -> StepArrays:
         block_tables=block_tables,
         logits_indices=logits_indices,
         num_tokens=num_tokens,
-        num_logits=len(sampled_rows),
+        num_logits=len(logits_rows),
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 
 import numpy as np
 import torch
 
 from qwen3_ray.attention.thread_pool import ThreadPool
-from qwen3_ray.core.request_state import RequestState
+from qwen3_ray.core.step import Sampled, Step
 from qwen3_ray.runner import philox, reference_sampling
-from qwen3_ray.runner.sampling_rows import Rows, make_rows
+from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR, Rows, make_rows
 
 METHOD = "philox4x32-10, inverse CDF in id order, fp64 sums"
 """Names the way of sampling in the numerics fingerprint."""
@@ -30,17 +29,22 @@ class Sampler:
         if device.type == "cpu":
             self._cpu = _CpuSampling()
 
-    def sample(self, logits: torch.Tensor, requests: Sequence[RequestState]) -> list[int]:
-        """One id for each request; `sampling_rows.NUMERICAL_ERROR` where a logit is not finite.
+    def sample(self, logits: torch.Tensor, step: Step) -> list[Sampled]:
+        """What each request of `step` gets, in its order.
 
         Args:
-            logits: [at least num_requests, at least num_valid_token_ids], float32.
-            requests: in the order of the rows; further rows are padding.
+            logits: [at least the step's logit rows, at least num_valid_token_ids], float32;
+                further rows are padding.
+            step: its items' logit rows follow each other (`ScheduledRequest.num_logits`).
         """
-        rows = make_rows(requests)
+        sampling = [item.request for item in step.scheduled if item.samples]
+        rows = make_rows(sampling)
         if self._cpu is not None:
-            return self._cpu.sample(logits, self._num_valid_token_ids, rows)
-        return self._sample_by_sorting(logits[: len(requests)], rows)
+            ids = self._cpu.sample(logits, self._num_valid_token_ids, rows)
+        else:
+            ids = self._sample_by_sorting(logits[: len(sampling)], rows)
+        remaining = iter(ids)
+        return [_sampled(next(remaining)) if item.samples else Sampled() for item in step.scheduled]
 
     def _sample_by_sorting(self, logits: torch.Tensor, rows: Rows) -> list[int]:
         shares = [philox.uniform(int(row["seed"]), int(row["position"])) for row in rows]
@@ -54,6 +58,12 @@ class Sampler:
         )
         ids: list[int] = sampled.tolist()
         return ids
+
+
+def _sampled(token_id: int) -> Sampled:
+    if token_id == NUMERICAL_ERROR:
+        return Sampled(problem="numerical error: the model's logits are not all finite")
+    return Sampled((token_id,))
 
 
 class _CpuSampling:

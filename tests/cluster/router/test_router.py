@@ -84,6 +84,8 @@ async def test_every_parameter_reaches_the_replica() -> None:
         stop=["zz", "yy"],
         stop_token_ids=[1, 2],
         ignore_eos=True,
+        repetition_penalty=1.0,
+        skip_special_tokens=True,
     )
 
 

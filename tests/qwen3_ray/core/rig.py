@@ -10,7 +10,8 @@ import zlib
 from itertools import pairwise
 
 from qwen3_ray.core.kv_manager import KVManager
-from qwen3_ray.core.scheduler import ScheduledRequest, Scheduler, Step
+from qwen3_ray.core.scheduler import Scheduler
+from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
 from qwen3_ray.sampling_params import SamplingParams
 
@@ -31,10 +32,13 @@ class FakeModel:
         self.cache: list[list[Slot]] = [[(-1, -1)] * block_size for _ in range(num_blocks)]
         self.computed: dict[str, list[tuple[int, int]]] = {}
 
-    def execute(self, step: Step) -> list[int]:
+    def execute(self, step: Step) -> list[Sampled]:
         for item in step.scheduled:
             self._write(item)
-        return [next_token(self._read(item)) for item in step.scheduled if item.samples]
+        return [
+            Sampled((next_token(self._read(item)),)) if item.samples else Sampled()
+            for item in step.scheduled
+        ]
 
     def _write(self, item: ScheduledRequest) -> None:
         request = item.request

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qwen3_ray.core.step import Sampled
 from qwen3_ray.errors import EngineError, PromptTooLongError, RequestError
 from qwen3_ray.request import FinishReason, TokenDelta
 from qwen3_ray.sampling_params import SamplingParams
@@ -39,7 +40,7 @@ def test_only_the_last_chunk_of_a_prompt_samples() -> None:
     num_samples = []
     while rig.scheduler.has_unfinished:
         step = rig.scheduler.schedule()
-        num_samples.append(step.num_samples)
+        num_samples.append(sum(item.num_sampled_rows for item in step.scheduled))
         rig.scheduler.commit(step, rig.model.execute(step))
     assert num_samples == [0, 0, 1]
 
@@ -120,7 +121,7 @@ def test_an_output_ends_for_the_first_reason_that_holds(
 ) -> None:
     rig = Rig()
     rig.scheduler.add(make_request("a", 3, params))
-    (delta,) = rig.scheduler.commit(rig.scheduler.schedule(), [sampled])
+    (delta,) = rig.scheduler.commit(rig.scheduler.schedule(), [Sampled((sampled,))])
     assert delta == TokenDelta(
         request_id="a", token_ids=(sampled,), finish_reason=end[0], stop_reason=end[1]
     )
@@ -209,14 +210,14 @@ def test_a_wrong_number_of_sampled_ids_changes_nothing() -> None:
     rig = Rig()
     rig.scheduler.add(make_request("a", 3))
     step = rig.scheduler.schedule()
-    with pytest.raises(EngineError, match="2 ids were sampled for 1 requests"):
-        rig.scheduler.commit(step, [1, 2])
-    assert len(rig.scheduler.commit(step, [1])) == 1
+    with pytest.raises(EngineError, match="2 results came for 1 requests"):
+        rig.scheduler.commit(step, [Sampled((1,)), Sampled((2,))])
+    assert len(rig.scheduler.commit(step, [Sampled((1,))])) == 1
 
 
 def test_an_idle_scheduler_plans_nothing() -> None:
     step = Rig().scheduler.schedule()
-    assert (step.scheduled, step.num_tokens, step.num_samples) == ((), 0, 0)
+    assert (step.scheduled, step.num_tokens) == ((), 0)
 
 
 def test_integrity_notices_a_running_request_without_work() -> None:

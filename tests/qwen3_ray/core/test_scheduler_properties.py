@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qwen3_ray.core.kv_manager import KVManager
 from qwen3_ray.core.scheduler import Scheduler
+from qwen3_ray.core.step import Sampled
 from qwen3_ray.errors import RequestError
 from qwen3_ray.request import GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
@@ -100,7 +101,7 @@ def decoding(num_requests: int) -> Scheduler:
     )
     for number in range(num_requests):
         scheduler.add(make_request(str(number), 4, SamplingParams(max_tokens=None)))
-    scheduler.commit(scheduler.schedule(), [1] * num_requests)
+    scheduler.commit(scheduler.schedule(), [Sampled((1,))] * num_requests)
     assert scheduler.num_running == num_requests
     return scheduler
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from qwen3_ray.core.scheduler import Step
+from qwen3_ray.core.step import Sampled, Step
 from qwen3_ray.engine import loop as loop_module
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.loop import EngineLoop
@@ -53,7 +53,7 @@ class GatedExecutor(FakeExecutor):
         super().__init__()
         self.gate = threading.Semaphore(0)
 
-    def execute(self, step: Step) -> list[int]:
+    def execute(self, step: Step) -> list[Sampled]:
         assert self.gate.acquire(timeout=DEADLINE_S)
         return super().execute(step)
 

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_ray.core.request_state import RequestState
-from qwen3_ray.core.scheduler import ScheduledRequest, Step
+from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.runner.input_batch import build
 from qwen3_ray.sampling_params import SamplingParams

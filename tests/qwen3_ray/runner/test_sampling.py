@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qwen3_ray.core.request_state import RequestState
+from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.runner import numba_sampling, philox, reference_sampling
 from qwen3_ray.runner.sampler import Sampler
 from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR, ROW, Rows
@@ -198,14 +199,22 @@ def test_a_large_vocabulary_is_cut_right() -> None:
         assert by_kernel(logits, rows) == by_definition(logits, rows)
 
 
+def sample_ids(sampler: Sampler, logits: torch.Tensor, requests: list[RequestState]) -> list[int]:
+    """One id for each request, which decodes."""
+    for request in requests:
+        request.num_computed_tokens = request.num_tokens - 1
+    step = Step(tuple(ScheduledRequest(request, 1) for request in requests))
+    return [sampled.token_ids[0] for sampled in sampler.sample(logits, step)]
+
+
 def test_a_row_depends_neither_on_the_others_nor_on_threads() -> None:
     sampler = Sampler(num_valid_token_ids=6000, device=CPU)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(16, 6000, generator=generator) * 2
     params = [SamplingParams(temperature=0.9, top_k=300, top_p=0.97, seed=i) for i in range(16)]
     requests = [RequestState(str(i), [1] * i, i, params[i]) for i in range(16)]
-    together = sampler.sample(logits, requests)
-    alone = [sampler.sample(logits[i : i + 1], requests[i : i + 1])[0] for i in range(16)]
+    together = sample_ids(sampler, logits, requests)
+    alone = [sample_ids(sampler, logits[i : i + 1], requests[i : i + 1])[0] for i in range(16)]
     assert together == alone
     assert len(set(together)) > 8
 
@@ -217,8 +226,8 @@ def test_ids_that_the_tokenizer_does_not_know_never_come_out(device: str) -> Non
     logits = torch.tensor([[0.0, 1.0, 0.5, 100.0, float("nan")]]).repeat(3, 1)
     greedy = RequestState("a", [1], 1, SamplingParams(temperature=0, seed=0))
     random = RequestState("b", [1, 2], 1, SamplingParams(temperature=2, seed=5))
-    assert sampler.sample(logits, [greedy, random])[0] == 1
-    assert sampler.sample(logits, [random])[0] in (0, 1, 2)
+    assert sample_ids(sampler, logits, [greedy, random])[0] == 1
+    assert sample_ids(sampler, logits, [random])[0] in (0, 1, 2)
 
 
 def test_the_draw_depends_on_seed_and_position_alone() -> None:
@@ -227,7 +236,7 @@ def test_the_draw_depends_on_seed_and_position_alone() -> None:
 
     def draw(token_ids: list[int], prompt_len: int, seed: int) -> int:
         params = SamplingParams(seed=seed)
-        return sampler.sample(logits, [RequestState("x", token_ids, prompt_len, params)])[0]
+        return sample_ids(sampler, logits, [RequestState("x", token_ids, prompt_len, params)])[0]
 
     assert draw([1, 2, 3], 1, 7) == draw([9, 8, 7], 3, 7)  # a resumed prompt, other tokens
     assert draw([1, 2, 3], 1, 7) == int(philox.uniform(7, 3) * 4096)
