@@ -89,6 +89,7 @@ class SamplingParams:
         self._check_length()
         self._check_stop()
         self._check_ids()
+        self._check_bad_words()
 
     def _check_distribution(self) -> None:
         for name, low, high in (
@@ -146,9 +147,10 @@ class SamplingParams:
             _check_unicode("stop", text)
 
     def _check_ids(self) -> None:
-        for token_id in (*self.stop_token_ids,):
-            if token_id < 0:
-                raise RequestError("stop_token_ids", f"must not be negative, got {token_id}")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            for token_id in getattr(self, name) or ():
+                if token_id < 0:
+                    raise RequestError(name, f"must not be negative, got {token_id}")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids", "must hold at least one id")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
@@ -158,7 +160,9 @@ class SamplingParams:
         for token_id, bias in self.logit_bias.items():
             if not math.isfinite(bias):
                 raise RequestError("logit_bias", f"must be finite, got {bias} for id {token_id}")
-        if max(len(self.bad_words), len(self.bad_words_token_ids) // 2) > MAX_BAD_WORDS:
+
+    def _check_bad_words(self) -> None:
+        if len(self.bad_words) > MAX_BAD_WORDS:
             raise RequestError(
                 "bad_words", f"at most {MAX_BAD_WORDS} words, got {len(self.bad_words)}"
             )
@@ -169,6 +173,14 @@ class SamplingParams:
                     f"each must be a string of 1 to {MAX_STOP_LENGTH} characters, got {word!r:.80}",
                 )
             _check_unicode("bad_words", word)
+        # Each word is two sequences: it begins a line, or follows a space.
+        if len(self.bad_words_token_ids) > 2 * MAX_BAD_WORDS:
+            raise RequestError(
+                "bad_words_token_ids",
+                f"at most {2 * MAX_BAD_WORDS} sequences, got {len(self.bad_words_token_ids)}",
+            )
+        if not all(self.bad_words_token_ids):
+            raise RequestError("bad_words_token_ids", "each must hold at least one id")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -90,6 +90,19 @@ def test_errors_name_what_is_wrong() -> None:
         ("stop", ["x" * 64] * 16),
         ("stop", ()),
         ("stop_token_ids", [0]),
+        ("max_tokens", 0),
+        ("min_p", 0),
+        ("min_p", 1),
+        ("presence_penalty", -2),
+        ("frequency_penalty", 2),
+        ("repetition_penalty", 1e-3),
+        ("logit_bias", {0: -100.0, 5: 100.0}),
+        ("min_tokens", 16),
+        ("n", 8),
+        ("bad_words", ["x" * 64] * 100),
+        ("allowed_token_ids", [0]),
+        ("logprobs", 0),
+        ("prompt_logprobs", 20),
     ],
 )
 def test_sampling_params_take_the_whole_range(name: str, value: object) -> None:
@@ -119,6 +132,28 @@ def test_sampling_params_take_the_whole_range(name: str, value: object) -> None:
         ("stop", [5], "must be a string"),
         ("stop", "\ud83c", "Unicode"),
         ("stop_token_ids", [3, -1], "must not be negative, got -1"),
+        ("min_p", 1.1, "from 0 to 1, got 1.1"),
+        ("min_p", math.nan, "from 0 to 1, got nan"),
+        ("presence_penalty", 2.1, "from -2 to 2, got 2.1"),
+        ("frequency_penalty", -math.inf, "from -2 to 2, got -inf"),
+        ("repetition_penalty", 0.0, "greater than 0, got 0.0"),
+        ("repetition_penalty", math.inf, "finite"),
+        ("logit_bias", {3: math.nan}, "finite, got nan for id 3"),
+        ("logit_bias", {-1: 1.0}, "not be negative, got -1"),
+        ("logit_bias", dict.fromkeys(range(301), 1.0), "at most 300 ids, got 301"),
+        ("min_tokens", -1, "from 0 to max_tokens = 16, got -1"),
+        ("min_tokens", 17, "from 0 to max_tokens = 16, got 17"),
+        ("n", 0, "from 1 to 8, got 0"),
+        ("n", 9, "from 1 to 8, got 9"),
+        ("bad_words", [""], "1 to 64 characters, got ''"),
+        ("bad_words", ["x"] * 101, "at most 100 words, got 101"),
+        ("bad_words", ["\udc00"], "Unicode"),
+        ("bad_words_token_ids", [[]], "at least one"),
+        ("bad_words_token_ids", [[1]] * 201, "at most 200"),
+        ("allowed_token_ids", [], "at least one id"),
+        ("allowed_token_ids", [-4], "not be negative, got -4"),
+        ("logprobs", 21, "from 0 to 20, got 21"),
+        ("prompt_logprobs", -1, "from 0 to 20, got -1"),
     ],
 )
 def test_sampling_params_refuse_what_cannot_work(name: str, value: object, words: str) -> None:
@@ -134,6 +169,13 @@ def test_stop_is_a_tuple_however_it_is_given() -> None:
     assert SamplingParams(stop=["a", "b"]).stop_strings == ("a", "b")
     assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)
     assert hash(SamplingParams(stop=["a"])) == hash(SamplingParams(stop="a"))
+
+
+def test_a_bias_is_clamped_and_several_greedy_answers_are_refused() -> None:
+    assert SamplingParams(logit_bias={1: 1000.0, 2: -math.inf}).logit_bias == {1: 100.0, 2: -100.0}
+    with pytest.raises(RequestError, match="temperature 0") as info:
+        SamplingParams(n=2, temperature=0)
+    assert info.value.param == "n"
 
 
 def test_engine_settings_have_working_defaults() -> None:
