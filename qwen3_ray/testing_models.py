@@ -236,7 +236,7 @@ def forward_step(
         ids[row : row + length] = torch.tensor(sequences[sequence][start : start + length])
         positions[row : row + length] = torch.arange(start, start + length)
         row += length
-    hidden = model.forward(ids, positions, cache.caches, cache.metadata(chunks, num_rows))
+    hidden = model.forward(ids, positions, cache.caches, cache.metadata(chunks, num_rows), plan)
     logits = model.compute_logits(hidden)
     return None if logits is None else logits[:num_tokens]
 

@@ -81,7 +81,7 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
         model_config=model_config,
         model=model,
         control=control,
-        runner=ModelRunner(model, kv_caches, layout.block_size),
+        runner=ModelRunner(model, kv_caches, layout.block_size, row_plan),
         row_plan=row_plan,
         device=device,
         kv_layout=layout,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -44,6 +45,15 @@ class RowPlan:
         if index < len(self.safe_counts):
             return self.safe_counts[index]
         return -(-num_rows // self.granule) * self.granule
+
+
+class StepRows(NamedTuple):
+    """What a layer that computes some rows of a step apart needs to know of them."""
+
+    num_tokens: int
+    """Rows from here on are padding."""
+    plan: RowPlan
+    """To pad the rows that are computed apart."""
 
 
 def find_row_plan(matrices: Iterable[Matrix], tp: TPGroup, max_rows: int) -> RowPlan:

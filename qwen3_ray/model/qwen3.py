@@ -1,9 +1,10 @@
-"""The dense Qwen3 forward pass of one rank."""
+"""The Qwen3 forward pass of one rank, and the parts of its dense layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -14,7 +15,7 @@ from qwen3_ray.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from qwen3_ray.layers.kernels import Kernels
 from qwen3_ray.layers.linear import ColumnParallelLinear, Matrix, RowParallelLinear
 from qwen3_ray.layers.rotary import QKNorm
-from qwen3_ray.layers.row_plan import RowPlan, find_row_plan
+from qwen3_ray.layers.row_plan import RowPlan, StepRows, find_row_plan
 from qwen3_ray.model.model_config import ModelConfig
 
 
@@ -52,17 +53,32 @@ class Attention:
         return self.o_proj.forward(attention.attend(q, cache, metadata).flatten(1))
 
 
+class FeedForward(Protocol):
+    """What follows attention in a layer: a dense MLP, or experts."""
+
+    def forward(self, x: torch.Tensor, rows: StepRows, /) -> torch.Tensor:
+        """[num_rows, hidden_size] -> the same, summed over the ranks by one all-reduce."""
+
+    def matrices(self) -> Iterator[Matrix]:
+        """All linear weights."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MLP:
-    """SwiGLU of one layer."""
+    """SwiGLU of one dense layer; padded rows are computed like all others."""
 
     gate_up_proj: ColumnParallelLinear
     down_proj: RowParallelLinear
     kernels: Kernels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[num_rows, hidden_size] -> the same, summed over the ranks."""
+    def forward(self, x: torch.Tensor, _rows: StepRows, /) -> torch.Tensor:
+        """See `FeedForward`."""
         return self.down_proj.forward(self.kernels.silu_and_mul(self.gate_up_proj.forward(x)))
+
+    def matrices(self) -> Iterator[Matrix]:
+        """See `FeedForward`."""
+        yield self.gate_up_proj.matrix
+        yield self.down_proj.matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +88,11 @@ class DecoderLayer:
     input_norm: Norm
     attention: Attention
     post_attention_norm: Norm
-    mlp: MLP
+    mlp: FeedForward
 
 
 class Qwen3ForCausalLM:
-    """One rank's share of a dense Qwen3 model: built complete by `load_model`, never changed."""
+    """One rank's share of a Qwen3 model: built complete by `load_model`, never changed."""
 
     def __init__(
         self,
@@ -114,11 +130,14 @@ class Qwen3ForCausalLM:
         positions: torch.Tensor,
         kv_caches: Sequence[KVCache],
         metadata: AttentionMetadata,
+        row_plan: RowPlan,
     ) -> torch.Tensor:
         """int32 ids and positions, each [num_rows] -> normed hidden states [num_rows, hidden_size].
 
-        2 all-reduces a layer and 1 for the embedding. Writes this step's keys and values.
+        2 all-reduces a layer and 1 for the embedding. Writes this step's keys and values. The rows
+        are padded by `row_plan` already; layers that pick rows pad their own choice by it.
         """
+        rows = StepRows(metadata.num_tokens, row_plan)
         add_norm = self._kernels.add_rms_norm
         delta = self._embedding.forward(input_ids)
         residual = torch.zeros_like(delta)
@@ -127,7 +146,7 @@ class Qwen3ForCausalLM:
             x = add_norm(delta, residual, norm.weight, norm.eps)
             delta = layer.attention.forward(x, positions, self._cos_sin, cache, metadata)
             norm = layer.post_attention_norm
-            delta = layer.mlp.forward(add_norm(delta, residual, norm.weight, norm.eps))
+            delta = layer.mlp.forward(add_norm(delta, residual, norm.weight, norm.eps), rows)
         return add_norm(delta, residual, self._final_norm.weight, self._final_norm.eps)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
@@ -149,6 +168,5 @@ class Qwen3ForCausalLM:
         for layer in self._layers:
             yield layer.attention.qkv_proj.matrix
             yield layer.attention.o_proj.matrix
-            yield layer.mlp.gate_up_proj.matrix
-            yield layer.mlp.down_proj.matrix
+            yield from layer.mlp.matrices()
         yield self._head.matrix

@@ -56,6 +56,14 @@ class Shard:
             num_padded_ids=num_ids,
         )
 
+    def num_weights(self, config: ModelConfig) -> int:
+        """Elements of all tensors that this rank reads, norms and replicated ones included."""
+        hidden = config.hidden_size
+        linear = hidden * (2 * self.q.size + 2 * self.kv.size + 3 * self.mlp.size)
+        layer = linear + 2 * hidden + 2 * config.head_dim
+        num_tables = 1 if config.tie_word_embeddings else 2
+        return config.num_layers * layer + hidden * (1 + num_tables * self.vocab.size)
+
 
 def _span(start: int, size: int) -> Span:
     return Span(start, start + size)

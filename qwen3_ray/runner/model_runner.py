@@ -8,6 +8,7 @@ import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
 from qwen3_ray.distributed.control import Int32s, StepArrays
+from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 
 
@@ -15,11 +16,16 @@ class ModelRunner:
     """Feeds step arrays to the model, over this rank's KV caches; ranks run the same steps."""
 
     def __init__(
-        self, model: Qwen3ForCausalLM, kv_caches: Sequence[KVCache], block_size: int
+        self,
+        model: Qwen3ForCausalLM,
+        kv_caches: Sequence[KVCache],
+        block_size: int,
+        row_plan: RowPlan,
     ) -> None:
         self._model = model
         self._kv_caches = kv_caches
         self._block_size = block_size
+        self._row_plan = row_plan
 
     @torch.inference_mode()
     def execute(self, arrays: StepArrays) -> torch.Tensor | None:
@@ -42,6 +48,7 @@ class ModelRunner:
             self._to_device(arrays.positions),
             self._kv_caches,
             metadata,
+            self._row_plan,
         )
         if arrays.num_padded_logits == 0:
             return None
