@@ -92,7 +92,7 @@ def _params(sampling: link.Sampling) -> SamplingParams:
 
 
 def _form_message(form: StructuredOutputs) -> link.StructuredOutputs:
-    message = link.StructuredOutputs(json=form.json, regex=form.regex, grammar=form.grammar)
+    message = link.StructuredOutputs(json=form.schema, regex=form.regex, grammar=form.grammar)
     if form.choice is not None:
         message.choice.texts.extend(form.choice)
     if form.json_object:
