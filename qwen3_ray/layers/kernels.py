@@ -8,7 +8,8 @@ import torch
 
 from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.reference import ReferenceAttention
-from qwen3_ray.layers import activation, norm, rotary
+from qwen3_ray.layers import activation, moe, norm, rotary
+from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.rotary import QKNorm
 
 KernelChoice = Literal["auto", "reference", "numba"]
@@ -40,6 +41,14 @@ class Kernels(Protocol):
     def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See `activation.silu_and_mul`."""
 
+    def route(self, logits: torch.Tensor, routing: Routing) -> ExpertRows:
+        """See `moe.route`."""
+
+    def add_weighted(
+        self, out: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        """See `moe.add_weighted`."""
+
 
 class ReferenceKernels:
     """Plain torch; on any device and from any thread."""
@@ -52,6 +61,8 @@ class ReferenceKernels:
         self.add_rms_norm = norm.add_rms_norm
         self.qk_norm_rope = rotary.qk_norm_rope
         self.silu_and_mul = activation.silu_and_mul
+        self.route = moe.route
+        self.add_weighted = moe.add_weighted
 
 
 def select_kernels(choice: KernelChoice, device: torch.device) -> Kernels:

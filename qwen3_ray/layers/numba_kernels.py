@@ -9,7 +9,10 @@ from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
 from qwen3_ray.attention.thread_pool import ThreadPool
 from qwen3_ray.layers import numba_rows
+from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.rotary import QKNorm
+
+_SOFTMAX_OPERATIONS = 8  # of each expert, roughly
 
 
 class NumbaKernels:
@@ -71,3 +74,37 @@ class NumbaKernels:
         out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
         self._pool.run(numba_rows.silu_and_mul, 4 * out.numel(), gate_up.numpy(), out.numpy())
         return out
+
+    def route(self, logits: torch.Tensor, routing: Routing) -> ExpertRows:
+        """See `moe.route`."""
+        num_rows, num_experts = logits.shape
+        experts = np.empty((num_rows, routing.top_k), np.int32)
+        weights = np.empty((num_rows, routing.top_k), np.float32)
+        self._pool.run(
+            numba_rows.choose_experts,
+            (routing.top_k + _SOFTMAX_OPERATIONS) * num_rows * num_experts,
+            logits.numpy(),
+            routing.normalise,
+            experts,
+            weights,
+        )
+        starts = np.empty(routing.num_local_experts + 1, np.int32)
+        rows, row_weights = np.empty(experts.size, np.int32), np.empty(experts.size, np.float32)
+        numba_rows.group_rows(experts, weights, routing.first_expert, starts, rows, row_weights)
+        ends: list[int] = starts.tolist()
+        return ExpertRows(
+            ends, torch.from_numpy(rows[: ends[-1]]), torch.from_numpy(row_weights[: ends[-1]])
+        )
+
+    def add_weighted(
+        self, out: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        """See `moe.add_weighted`."""
+        self._pool.run(
+            numba_rows.add_weighted,
+            2 * len(rows) * out.shape[1],
+            out.numpy(),
+            x.numpy(),
+            rows.numpy(),
+            weights.numpy(),
+        )

@@ -2,8 +2,9 @@
 
 No row sees another, and each row takes the same path whatever its index: torch's own vectorised
 operators have another path for the last elements of a thread's share. Each kernel has a plain
-torch oracle of the same name in `norm`, `rotary` and `activation`. All arrays are contiguous;
-a call computes the rows of `part` out of `num_parts` and releases the GIL.
+torch oracle of the same name in `norm`, `rotary`, `activation` and `moe`, whose `route` is two
+kernels here. All arrays are contiguous; a call computes the rows of `part` out of `num_parts` and
+releases the GIL.
 
 All callees of the cached kernels live in this file: Numba's cache notices no edit elsewhere.
 """
@@ -24,6 +25,7 @@ _Ints = npt.NDArray[np.int32]
 _FAST = {"reassoc", "contract", "nsz"}
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _LOG2_E = np.float32(math.log2(math.e))
+_TAKEN = np.float32(-1)  # no probability
 _MAGIC = np.float32(12582912)  # 1.5 * 2**23: x + _MAGIC holds round(x) in its low bits
 _MANTISSA_BITS = np.int32(23)
 _EXP2_MIN, _EXP2_MAX = np.float32(-126), np.float32(126)
@@ -91,6 +93,72 @@ def silu_and_mul(part: int, num_parts: int, gate_up: _Floats, out: _Floats) -> N
             products[i] = gates[i] / (_ONE + _exp2(-gates[i] * _LOG2_E)) * ups[i]
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def choose_experts(
+    part: int,
+    num_parts: int,
+    logits: _Floats,
+    normalise: bool,
+    experts: _Ints,
+    weights: _Floats,
+) -> None:
+    """First step of `moe.route`: fill `experts` and `weights`, each [num_rows, top_k].
+
+    From `logits`, [num_rows, num_experts]; the likeliest first. One NaN or positive infinity makes
+    all weights of its row NaN.
+    """
+    probabilities = np.empty(logits.shape[1], np.float32)
+    start, stop = _rows(logits.shape[0], part, num_parts)
+    for row in range(start, stop):
+        _softmax(logits[row], probabilities)
+        total = _take_largest(probabilities, experts[row], weights[row])
+        if normalise:
+            weights[row] /= total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def group_rows(
+    experts: _Ints,
+    weights: _Floats,
+    first_expert: int,
+    starts: _Ints,
+    rows: _Ints,
+    row_weights: _Floats,
+) -> None:
+    """Second step of `moe.route`: fill `starts`, `rows` and `row_weights` of its `ExpertRows`.
+
+    From what `choose_experts` gave. A counting sort; runs in one thread.
+    """
+    num_local = starts.shape[0] - 1
+    local = experts - np.int32(first_expert)
+    starts[:] = 0
+    for chosen in local.flat:
+        if 0 <= chosen < num_local:
+            starts[chosen + 1] += 1
+    for index in range(num_local):
+        starts[index + 1] += starts[index]
+    nexts = starts[:-1].copy()
+    for row in range(local.shape[0]):
+        for choice in range(local.shape[1]):
+            chosen = local[row, choice]
+            if 0 <= chosen < num_local:
+                rows[nexts[chosen]] = row
+                row_weights[nexts[chosen]] = weights[row, choice]
+                nexts[chosen] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_weighted(
+    part: int, num_parts: int, out: _Floats, x: _Floats, rows: _Ints, weights: _Floats
+) -> None:
+    """`out[rows[i]] += weights[i] * x[i]`, both [any number of rows, size]."""
+    start, stop = _rows(rows.shape[0], part, num_parts)
+    for index in range(start, stop):
+        total, addend, weight = out[rows[index]], x[index], weights[index]
+        for i in range(total.shape[0]):
+            total[i] += weight * addend[i]
+
+
 @njit(cache=True)
 def _rows(num_rows: int, part: int, num_parts: int) -> tuple[int, int]:
     return num_rows * part // num_parts, num_rows * (part + 1) // num_parts
@@ -104,6 +172,38 @@ def _normalise(x: _Floats, weight: _Floats, eps: np.float32, out: _Floats) -> No
     factor = _ONE / np.sqrt(total / np.float32(x.shape[0]) + eps)
     for i in range(x.shape[0]):
         out[i] = weight[i] * (x[i] * factor)
+
+
+@njit(cache=True, error_model="numpy")
+def _softmax(logits: _Floats, out: _Floats) -> None:
+    """All NaN if a logit is NaN or positive infinity."""
+    largest, total = logits[0], _ZERO
+    for logit in logits:
+        largest = max(largest, logit)
+    for i in range(logits.shape[0]):
+        out[i] = _exp2((logits[i] - largest) * _LOG2_E)
+        total += out[i]
+    for i in range(logits.shape[0]):
+        out[i] /= total
+
+
+@njit(cache=True)
+def _take_largest(probabilities: _Floats, experts: _Ints, weights: _Floats) -> np.float32:
+    """Fill `experts` and `weights` with the largest, the lowest index first among equals.
+
+    Those taken are set to -1; returns their sum.
+    """
+    total = _ZERO
+    for choice in range(experts.shape[0]):
+        best = -1
+        for i in range(probabilities.shape[0]):
+            # NaN is not -1 and not larger than anything: a row of NaN takes the first experts.
+            if probabilities[i] != _TAKEN and (best < 0 or probabilities[i] > probabilities[best]):
+                best = i
+        experts[choice], weights[choice] = best, probabilities[best]
+        total += probabilities[best]
+        probabilities[best] = _TAKEN
+    return total
 
 
 @njit(cache=True)

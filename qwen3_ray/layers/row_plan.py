@@ -65,7 +65,7 @@ def find_row_plan(matrices: Iterable[Matrix], tp: TPGroup, max_rows: int) -> Row
     """
     kinds = {(m.out_features * m.in_features, m.out_features, m.name): m for m in matrices}
     probes = [_Probe(kinds[kind]) for kind in sorted(kinds)]
-    affordable = _MAX_OPERATIONS / sum(probe.num_operations for probe in probes)
+    affordable = _affordable_rows(probes, tp)
     counts = _FINE_COUNTS if sum(_FINE_COUNTS) <= affordable else _COARSE_COUNTS
     safe = _agreed(probes, tp, counts)
     cheapest = list({probe.kernel: probe for probe in reversed(probes)}.values())
@@ -113,6 +113,15 @@ def _agreed(probes: Sequence[_Probe], tp: TPGroup, counts: Sequence[int]) -> tup
     mask = [int(all(probe.is_safe(count) for probe in probes)) for count in counts]
     agreed = tp.all_agree(torch.tensor(mask, dtype=torch.int32)).tolist()
     return tuple(sorted({count for count, safe in zip(counts, agreed, strict=True) if safe}))
+
+
+def _affordable_rows(probes: Sequence[_Probe], tp: TPGroup) -> int:
+    """Rows, over all counts of one kind of test, that every rank has the time to try.
+
+    Ranks may have different probes: a shard that fp16 does not hold is a matrix of another kind.
+    """
+    rows = _MAX_OPERATIONS / sum(probe.num_operations for probe in probes)
+    return int(tp.all_agree(torch.tensor([int(rows)])))
 
 
 def _round_up(count: int, granule: int) -> int:

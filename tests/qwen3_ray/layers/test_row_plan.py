@@ -97,3 +97,16 @@ def test_ranks_agree_on_what_is_safe_for_all() -> None:
     plans = run_ranks(3, lambda tp: find_row_plan([TiledMatrix(tiles[tp.rank])], tp, MAX_ROWS))
     assert plans[0] == plans[1] == plans[2]
     assert plans[0].granule == 6
+
+
+def test_ranks_with_matrices_of_different_kinds_try_the_same_counts() -> None:
+    """A shard that fp16 does not hold makes its rank slower, so that it can afford fewer."""
+
+    class Slow(TiledMatrix):
+        name = "slow"
+        out_features = 10**8
+
+    matrices = [[TiledMatrix(2)], [TiledMatrix(2), Slow(4)]]
+    plans = run_ranks(2, lambda tp: find_row_plan(matrices[tp.rank], tp, MAX_ROWS), timeout_s=10)
+    assert plans[0] == plans[1]
+    assert plans[0].granule == 4
