@@ -17,9 +17,20 @@ from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weights import load_model
-from qwen3_ray.runner.memory import KVLayout, check_num_blocks, choose_num_blocks, memory_budget
+from qwen3_ray.runner.memory import (
+    KVLayout,
+    MemoryBudget,
+    check_num_blocks,
+    choose_num_blocks,
+    memory_budget,
+)
+from qwen3_ray.runner.memory_profile import LargestStep, measure_step_bytes
 from qwen3_ray.runner.model_runner import ModelRunner
 
+DEFAULT_NUM_DRAFTS = 4
+"""Of `EngineConfig.num_speculative_tokens`, where drafts cannot change the output."""
+MAX_PROMPT_LOGPROB_ROWS = 128
+"""Most rows of one step whose logits are wanted for prompt logprobs."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -67,7 +78,9 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
     with group_errors("the kernels' self-test failed"):
         row_plan = model.find_row_plan(config.numerics, config.max_num_batched_tokens)
     layout = choose_kv_layout(config, model_config, device)
-    num_blocks = _agree_on_num_blocks(config, layout, control, device, max_model_len)
+    num_blocks = _agree_on_num_blocks(
+        config, model, row_plan, layout=layout, control=control, max_model_len=max_model_len
+    )
     kv_caches = allocate_kv_caches(
         num_layers=layout.num_layers,
         num_blocks=num_blocks,
@@ -141,22 +154,42 @@ def choose_kv_layout(
     )
 
 
+def largest_step(config: EngineConfig, max_model_len: int) -> LargestStep:
+    """The most that the scheduler asks of one step."""
+    num_drafts = config.num_speculative_tokens
+    if num_drafts is None:
+        num_drafts = 0 if config.numerics == "fast" else DEFAULT_NUM_DRAFTS
+    num_logits = config.max_num_seqs * (1 + num_drafts) + MAX_PROMPT_LOGPROB_ROWS
+    return LargestStep(
+        num_tokens=config.max_num_batched_tokens,
+        num_logits=min(num_logits, config.max_num_batched_tokens),
+        max_model_len=max_model_len,
+    )
+
+
 def _agree_on_num_blocks(
     config: EngineConfig,
+    model: Qwen3ForCausalLM,
+    row_plan: RowPlan,
+    *,
     layout: KVLayout,
     control: StepControl,
-    device: torch.device,
     max_model_len: int,
 ) -> int:
     """The number of blocks that every rank can have: the smallest of what each can."""
-    budget = memory_budget(device, num_local_ranks=config.tensor_parallel_size)
+    step_bytes = None
+    if config.kv_cache_memory is not None:
+        budget = MemoryBudget(config.kv_cache_memory, config.kv_cache_memory)
+    else:
+        with group_errors("a trial step failed"):
+            own = measure_step_bytes(model, row_plan, layout, largest_step(config, max_model_len))
+        step_bytes = max(control.values_of_ranks(own))  # and no rank is in its trial any more
+        budget = memory_budget(
+            model.device, num_local_ranks=config.tensor_parallel_size, step_bytes=step_bytes
+        )
     num_blocks = choose_num_blocks(
-        layout,
-        budget,
-        max_model_len=max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        kv_cache_memory=config.kv_cache_memory,
+        layout, budget, max_model_len=max_model_len, max_num_seqs=config.max_num_seqs
     )
     num_blocks = min(control.values_of_ranks(num_blocks))
-    check_num_blocks(layout, num_blocks, max_model_len=max_model_len)
+    check_num_blocks(layout, num_blocks, max_model_len=max_model_len, step_bytes=step_bytes)
     return num_blocks

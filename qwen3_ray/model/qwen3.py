@@ -149,6 +149,25 @@ class Qwen3ForCausalLM:
             delta = layer.mlp.forward(add_norm(delta, residual, norm.weight, norm.eps), rows)
         return add_norm(delta, residual, self._final_norm.weight, self._final_norm.eps)
 
+    def shortened(self) -> Qwen3ForCausalLM:
+        """The same weights with the first layer of each kind: a step takes as much memory in it."""
+        return Qwen3ForCausalLM(
+            self.config,
+            self.tp,
+            embedding=self._embedding,
+            layers=list({type(layer.mlp): layer for layer in reversed(self._layers)}.values()),
+            final_norm=self._final_norm,
+            head=self._head,
+            cos_sin=self._cos_sin,
+            kernels=self._kernels,
+            num_bytes_read=self.num_bytes_read,
+        )
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that `forward` wants a KV cache for."""
+        return len(self._layers)
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """[num_rows, hidden_size] -> float32 logits [num_rows, vocab_size] on rank 0, else None."""
         return self._head.forward(hidden)

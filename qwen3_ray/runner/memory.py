@@ -49,59 +49,72 @@ class KVLayout:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Bytes that a rank's KV cache can have at most, and takes if nobody says how many."""
+    """Bytes that a rank's KV cache can have."""
 
     available: int
+    """At most."""
     default: int
+    """As long as they hold one request."""
 
 
 def choose_num_blocks(
-    layout: KVLayout,
-    budget: MemoryBudget,
-    *,
-    max_model_len: int,
-    max_num_seqs: int,
-    kv_cache_memory: int | None,
+    layout: KVLayout, budget: MemoryBudget, *, max_model_len: int, max_num_seqs: int
 ) -> int:
     """Blocks for this rank: never more than its requests can fill; may be too few for one.
 
-    `kv_cache_memory` (bytes) decides if it is given. Else the budget's default does, raised to
-    what one request of `max_model_len` tokens needs if the memory is there.
+    The budget's default decides, raised to what one request of `max_model_len` tokens needs if the
+    memory is there.
     """
     least = layout.num_blocks_for(max_model_len)
-    most = max_num_seqs * least
-    if kv_cache_memory is not None:
-        return min(kv_cache_memory // layout.bytes_per_block, most)
     wanted = max(budget.default // layout.bytes_per_block, least)
-    return min(wanted, budget.available // layout.bytes_per_block, most)
+    return min(wanted, budget.available // layout.bytes_per_block, max_num_seqs * least)
 
 
-def check_num_blocks(layout: KVLayout, num_blocks: int, *, max_model_len: int) -> None:
-    """Raise ConfigError unless one request of `max_model_len` tokens fits `num_blocks`."""
+def check_num_blocks(
+    layout: KVLayout, num_blocks: int, *, max_model_len: int, step_bytes: int | None
+) -> None:
+    """Raise ConfigError unless one request of `max_model_len` tokens fits `num_blocks`.
+
+    `step_bytes` were kept free for steps; None if `kv_cache_memory` decided and nothing was.
+    """
     needed = layout.num_blocks_for(max_model_len)
-    if num_blocks < needed:
-        most = num_blocks * layout.block_size
-        lower = f"lower --max-model-len (to {most} at most) or " if most else ""
-        raise ConfigError(
-            "max_model_len",
-            max_model_len,
-            f"needs {needed * layout.bytes_per_block} bytes of KV cache on each rank, but there "
-            f"are {num_blocks * layout.bytes_per_block}: {lower}raise --kv-cache-memory",
-        )
+    if num_blocks >= needed:
+        return
+    longest = num_blocks * layout.block_size
+    remedies = [f"lower --max-model-len to {longest} at most"] if longest else []
+    kept = ""
+    if step_bytes is None:
+        remedies += ["raise --kv-cache-memory"]
+    else:
+        kept = f" beside the {step_bytes} bytes that a step may take"
+        remedies += ["lower --max-num-batched-tokens or --max-num-seqs", "free memory"]
+        remedies += ["set --kv-cache-memory to what may be taken"]
+    raise ConfigError(
+        "max_model_len",
+        max_model_len,
+        f"needs {needed} KV blocks ({needed * layout.bytes_per_block} bytes) on each rank, but "
+        f"there is room for {num_blocks} ({num_blocks * layout.bytes_per_block} bytes){kept}: "
+        f"{', or '.join(remedies)}",
+    )
 
 
-def memory_budget(device: torch.device, *, num_local_ranks: int) -> MemoryBudget:
-    """What this rank's KV cache can have.
+def memory_budget(device: torch.device, *, num_local_ranks: int, step_bytes: int) -> MemoryBudget:
+    """What this rank's KV cache can have, with `step_bytes` left for the activations of a step.
 
     On CPU `num_local_ranks` share the machine, and a serving process is seldom alone on it: the
-    default is modest. A GPU is the rank's own; a tenth stays for activations.
+    default is modest. A GPU is the rank's own; a tenth stays for what fragmentation wastes.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return MemoryBudget(int(free * _LARGEST_SHARE), int(free * _LARGEST_SHARE))
-    available = available_memory() / num_local_ranks
-    default = min(available * _DEFAULT_SHARE, MAX_DEFAULT_BYTES)
-    return MemoryBudget(int(available * _LARGEST_SHARE), int(default))
+        left = max(0, int(free * _LARGEST_SHARE) - step_bytes)
+        return MemoryBudget(left, left)
+    return host_budget(available_memory() // num_local_ranks, step_bytes=step_bytes)
+
+
+def host_budget(available: int, *, step_bytes: int) -> MemoryBudget:
+    """What the KV cache of a rank on CPU can have of `available` bytes."""
+    left = max(0, int(available * _LARGEST_SHARE) - step_bytes)
+    return MemoryBudget(left, min(int(left * _DEFAULT_SHARE), MAX_DEFAULT_BYTES))
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:

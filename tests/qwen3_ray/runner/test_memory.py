@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen3_ray.errors import ConfigError
 from qwen3_ray.runner.memory import (
@@ -10,6 +12,7 @@ from qwen3_ray.runner.memory import (
     available_memory,
     check_num_blocks,
     choose_num_blocks,
+    host_budget,
     memory_budget,
 )
 
@@ -23,48 +26,62 @@ def test_a_block_holds_keys_and_values_of_all_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kv_cache_memory", "budget", "expected"),
+    ("budget", "expected"),
     [
-        (None, MemoryBudget(available=100 * BLOCK, default=20 * BLOCK), 20),
-        (None, MemoryBudget(available=100 * BLOCK, default=3 * BLOCK), 10),  # one whole request
-        (None, MemoryBudget(available=7 * BLOCK, default=3 * BLOCK), 7),  # not even that
-        (None, MemoryBudget(available=900 * BLOCK, default=800 * BLOCK), 50),  # all requests
-        (12 * BLOCK + 5, MemoryBudget(available=0, default=0), 12),
-        (900 * BLOCK, MemoryBudget(available=0, default=0), 50),
+        (MemoryBudget(available=100 * BLOCK, default=20 * BLOCK), 20),
+        (MemoryBudget(available=100 * BLOCK, default=3 * BLOCK), 10),  # one whole request
+        (MemoryBudget(available=7 * BLOCK, default=3 * BLOCK), 7),  # not even that
+        (MemoryBudget(available=900 * BLOCK, default=800 * BLOCK), 50),  # all requests
+        (MemoryBudget(available=12 * BLOCK + 5, default=12 * BLOCK + 5), 12),
+        (MemoryBudget(available=9 * BLOCK, default=9 * BLOCK), 9),
     ],
-    ids=["default", "least", "scarce", "most", "given", "given-too-much"],
+    ids=["default", "least", "scarce", "most", "given", "given-too-little"],
 )
-def test_blocks_follow_from_memory_and_need(
-    kv_cache_memory: int | None, budget: MemoryBudget, expected: int
-) -> None:
-    num_blocks = choose_num_blocks(
-        LAYOUT, budget, max_model_len=40, max_num_seqs=5, kv_cache_memory=kv_cache_memory
-    )
-    assert num_blocks == expected
+def test_blocks_follow_from_memory_and_need(budget: MemoryBudget, expected: int) -> None:
+    assert choose_num_blocks(LAYOUT, budget, max_model_len=40, max_num_seqs=5) == expected
 
 
-def test_a_context_that_cannot_fit_names_the_bytes_and_both_remedies() -> None:
-    check_num_blocks(LAYOUT, 10, max_model_len=40)
+def message_of(num_blocks: int, *, step_bytes: int | None) -> str:
+    check_num_blocks(LAYOUT, 10, max_model_len=40, step_bytes=step_bytes)
     with pytest.raises(ConfigError) as caught:
-        check_num_blocks(LAYOUT, 9, max_model_len=40)
-    message = str(caught.value)
-    assert str(10 * BLOCK) in message
-    assert str(9 * BLOCK) in message
-    assert "--max-model-len (to 36 at most)" in message
-    assert "--kv-cache-memory" in message
+        check_num_blocks(LAYOUT, num_blocks, max_model_len=40, step_bytes=step_bytes)
+    return str(caught.value)
+
+
+def test_a_context_that_the_given_memory_cannot_hold_names_both_remedies() -> None:
+    assert message_of(9, step_bytes=None) == (
+        f"max_model_len = 40: needs 10 KV blocks ({10 * BLOCK} bytes) on each rank, but there is "
+        f"room for 9 ({9 * BLOCK} bytes): lower --max-model-len to 36 at most, or raise "
+        "--kv-cache-memory"
+    )
+
+
+def test_a_context_that_the_free_memory_cannot_hold_tells_what_steps_take_of_it() -> None:
+    assert message_of(9, step_bytes=777) == (
+        f"max_model_len = 40: needs 10 KV blocks ({10 * BLOCK} bytes) on each rank, but there is "
+        f"room for 9 ({9 * BLOCK} bytes) beside the 777 bytes that a step may take: lower "
+        "--max-model-len to 36 at most, or lower --max-num-batched-tokens or --max-num-seqs, or "
+        "free memory, or set --kv-cache-memory to what may be taken"
+    )
 
 
 def test_a_cache_without_a_single_block_offers_no_shorter_context() -> None:
-    with pytest.raises(ConfigError, match=r"but there are 0: raise --kv-cache-memory$"):
-        check_num_blocks(LAYOUT, 0, max_model_len=40)
+    assert message_of(0, step_bytes=None).endswith("room for 0 (0 bytes): raise --kv-cache-memory")
 
 
 def test_the_default_on_cpu_is_a_modest_share_of_each_rank() -> None:
-    one = memory_budget(torch.device("cpu"), num_local_ranks=1)
-    four = memory_budget(torch.device("cpu"), num_local_ranks=4)
+    one = memory_budget(torch.device("cpu"), num_local_ranks=1, step_bytes=0)
+    four = memory_budget(torch.device("cpu"), num_local_ranks=4, step_bytes=0)
     assert 0 < four.default <= one.default <= 2 * 2**30
     assert four.available < one.available
     assert one.default < one.available
+
+
+@given(available=st.integers(0, 2**40), step_bytes=st.integers(0, 2**40))
+def test_what_a_step_may_take_is_left_to_it(available: int, step_bytes: int) -> None:
+    budget = host_budget(available, step_bytes=step_bytes)
+    assert 0 <= budget.default <= budget.available
+    assert budget.available == 0 or budget.available + step_bytes <= available
 
 
 def write(path: Path, text: str) -> None:
