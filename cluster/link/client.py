@@ -111,15 +111,20 @@ class LinkClient:
         self._outgoing.set()
         return stream
 
-    def attach(self, request_id: str, from_index: int) -> LinkStream:
-        """Take over a stream of the replica from output token `from_index` on.
+    def attach(self, request_id: str, from_index: int, num_prompt_logprobs: int = 0) -> LinkStream:
+        """Take over a stream of the replica, of which so much is known already.
+
+        It goes on from output token `from_index`, and after that many of the prompt's logprobs.
 
         Raises:
             UnavailableError: not connected.
             ValueError: a stream with this request id is open here.
         """
         stream = self._new_stream(request_id)
-        self._attaches.append(Attach(request_id=request_id, from_index=from_index))
+        attach = Attach(
+            request_id=request_id, from_index=from_index, num_prompt_logprobs=num_prompt_logprobs
+        )
+        self._attaches.append(attach)
         self._outgoing.set()
         return stream
 
@@ -172,12 +177,14 @@ class LinkClient:
     def _receive(self, frame: ReplicaFrame) -> None:
         self._heard = True
         self._load = frame.load
-        for delta in frame.deltas:
-            if (stream := self._streams.get(delta.request_id)) is not None:
-                stream.push(delta)
+        # Rejects first: whoever reads several answers to one prompt learns that one of them was
+        # refused before the first token of another.
         for reject in frame.rejects:
             if (stream := self._streams.get(reject.request_id)) is not None:
                 stream.reject(reject)
+        for delta in frame.deltas:
+            if (stream := self._streams.get(delta.request_id)) is not None:
+                stream.push(delta)
 
     def _next_frame(self) -> RouterFrame:
         """Everything queued, but no submit beyond the frame's budget."""

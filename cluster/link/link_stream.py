@@ -22,13 +22,15 @@ ANSWERS = (FinishReason.STOP, FinishReason.LENGTH)
 class LinkStream(AsyncIterator[StreamDelta]):
     """Deltas of one request over a link, in order; ends after the delta with a finish reason.
 
+    A delta may hold no token: text alone, or logprobs of the prompt alone.
+
     The last delta's `finish_reason` is STOP or LENGTH; every other end is raised, after what
     had arrived before it was handed out. What waits here is bounded by the request's own
     max_tokens, so a slow reader holds nobody up.
 
     Iterating raises:
         OverloadedError: the replica has no room (nothing was computed); try another one.
-        RequestError: the replica refuses the request as it is.
+        RequestError: the replica refuses the request as it is, or its engine does.
         UnavailableError: the link broke, the replica drains, lost its engine, or does not know
             the stream to attach to. `Attach` here, or a resume elsewhere, can go on.
         RequestAbortedError: the request was aborted, or another router has attached to it.
@@ -69,9 +71,9 @@ class LinkStream(AsyncIterator[StreamDelta]):
             self._news.set()
         else:
             error = _error_of(delta)
-            if delta.token_ids:  # the last step's tokens came before the failure
-                delta.ClearField("finish_reason")
-                delta.ClearField("error")
+            if delta.token_ids or delta.prompt_logprobs:  # they came before the failure
+                for name in ("finish_reason", "error", "error_param"):
+                    delta.ClearField(name)
                 self._deltas.append(delta)
             self._end(error)
 
@@ -97,6 +99,8 @@ def _error_of(delta: StreamDelta) -> Qwen3RayError:
         return RequestAbortedError(delta.error or f"request {delta.request_id} was aborted")
     if delta.finish_reason == FinishReason.LOST:
         return UnavailableError(delta.error or "the replica lost its engine")
+    if delta.error_param:
+        return RequestError(delta.error_param, delta.error)
     return EngineError(delta.error or "the engine failed")
 
 

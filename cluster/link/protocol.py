@@ -16,6 +16,12 @@ FRAME_BUDGET_BYTES = 8 << 20
 
 64 prompts of 32,768 tokens (at most 3 bytes each up to an id of 2 million) still fit into one.
 """
+FRAME_TOKENS = 16_384
+"""A replica's frame takes no further delta once it has this many tokens (of outputs, and of
+prompts if their logprobs are wanted); the rest goes into the next one.
+
+A token with the logprobs of 20 others has about 250 bytes, so that a frame has about 4 MB.
+"""
 MAX_MESSAGE_BYTES = 32 << 20
 """Largest frame either end accepts: a full budget and one prompt of 6 million tokens."""
 

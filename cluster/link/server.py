@@ -41,7 +41,7 @@ class StreamHost(Protocol):
         """Whether the connection has streams in flight."""
 
     def next_frame(self, connection: int) -> ReplicaFrame:
-        """Everything new since the last call, and the load."""
+        """What is new since the last call, as much as a frame holds, and the load."""
 
     def disconnect(self, connection: int) -> None:
         """The router is gone; its streams are orphans now."""
@@ -134,6 +134,9 @@ class LinkServer(LinkServiceServicer):
     async def _wait_for_turn(self, connection: int) -> None:
         """Until there is news, or a heartbeat is due."""
         wake = self._wake[connection]
+        if self._host.has_news(connection):  # more than the last frame could hold
+            wake.clear()
+            return
         limit_s = BUSY_HEARTBEAT_S if self._host.is_busy(connection) else IDLE_HEARTBEAT_S
         try:
             async with asyncio.timeout(limit_s):

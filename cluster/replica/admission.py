@@ -67,7 +67,7 @@ class Admission:
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Prompt tokens of those."""
+        """Prompt tokens of those, counted once for all answers to one prompt."""
         return self._num_waiting_tokens
 
     def admit(self, submit: Submit) -> GenerateRequest | Reject:
@@ -87,7 +87,8 @@ class Admission:
                 param=error.param or "",
                 message=error.message,
             )
-        num_tokens = len(request.prompt_token_ids)
+        # The further answers to a prompt find its blocks in the cache.
+        num_tokens = 0 if request.choice else len(request.prompt_token_ids)
         if not self._has_room(num_tokens):
             return self._overloaded(submit.request_id)
         self._waiting[submit.request_id] = num_tokens

@@ -56,7 +56,7 @@ class ReplicaHost:
         return self._table.is_busy(connection)
 
     def next_frame(self, connection: int) -> link.ReplicaFrame:
-        """Everything new since the last call, and the load."""
+        """What is new since the last call, as much as a frame holds, and the load."""
         frame = self._table.take(connection)
         frame.load.CopyFrom(self.load())
         return frame

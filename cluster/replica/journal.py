@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from cluster.link.protocol import FRAME_TOKENS
 from cluster.replica.messages import finish_of
 from protos.v1 import link_pb2 as link
 from qwen3_ray.request import FinishReason
 from qwen3_ray.text.output_processor import OutputProcessor
+
+PIECE_TOKENS = 256
+"""What a reader lacks is cut into pieces of about this many tokens."""
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Tokens that a reader lacks, and the text that comes with them."""
+
+    num_tokens: int = 0
+    text: str = ""
 
 
 class StreamJournal:
     """Ids of one output, from which its text follows, and a reader's place in it.
 
     Text is a function of the ids alone, so `rewind` gives a new reader exactly the text that
-    the ids from its index on add: it replays them through a fresh `OutputProcessor`.
+    the ids from its index on add: it replays them through a fresh `OutputProcessor`. Logprobs
+    do not follow from the ids; they are kept beside them, those of the prompt apart.
     """
 
     def __init__(
@@ -24,16 +39,27 @@ class StreamJournal:
         self._new_processor = new_processor
         self._processor = new_processor()
         self._token_ids: list[int] = []  # as the engine made them, those after a stop included
+        self._logprobs: list[link.TokenLogprobs] = []  # of each of them, if wanted
+        self._prompt_logprobs: list[link.TokenLogprobs] = []  # from the second token on, if wanted
+        self._num_cached_tokens = 0
         self._engine_finish: FinishReason | None = None
-        self._num_kept_tokens = 0
-        self._num_read_tokens = 0
-        self._unread_text = ""
         self._end = link.StreamDelta()  # how the stream ended; merged into its last delta
+        self._num_kept_tokens = 0
+        # The reader's place:
+        self._num_read_tokens = 0
+        self._num_read_prompt_logprobs = 0
+        self._unread: deque[_Piece] = deque()
+        self._end_is_read = False
 
     @property
     def num_kept_tokens(self) -> int:
         """Tokens of the output so far."""
         return self._num_kept_tokens
+
+    @property
+    def num_prompt_logprobs(self) -> int:
+        """Logprobs of the prompt's tokens so far."""
+        return len(self._prompt_logprobs)
 
     @property
     def finished(self) -> bool:
@@ -42,58 +68,102 @@ class StreamJournal:
 
     @property
     def has_news(self) -> bool:
-        """Whether the reader lacks tokens, text or the end."""
-        return (
-            self.finished
-            or self._num_read_tokens < self._num_kept_tokens
-            or bool(self._unread_text)
-        )
+        """Whether the reader lacks tokens, text, logprobs or the end."""
+        return self._lacks_content or (self.finished and not self._end_is_read)
+
+    @property
+    def _lacks_content(self) -> bool:
+        return bool(self._unread) or self._num_read_prompt_logprobs < len(self._prompt_logprobs)
 
     def push(self, delta: link.EngineDelta) -> None:
         """Take what one engine step made. Not after the end."""
         num_known = len(self._token_ids)
         self._token_ids.extend(delta.token_ids)
-        self._num_kept_tokens = len(self._token_ids)
-        if delta.finish_reason in (link.STOP, link.LENGTH):
-            self._engine_finish = finish_of(delta.finish_reason)
-        if delta.finish_reason:
-            self._end.finish_reason = delta.finish_reason
-            self._end.error = delta.error
-        if delta.HasField("stop_token_id"):
-            self._end.stop_token_id = delta.stop_token_id
-        if self._processor is None:
-            return
-        text = self._processor.push(delta.token_ids, self._engine_finish)
-        self._unread_text += text.text
-        self._num_kept_tokens = num_known + text.num_kept_tokens
-        if text.stop_string is not None:
-            self._end = link.StreamDelta(finish_reason=link.STOP, stop_string=text.stop_string)
+        self._logprobs.extend(delta.logprobs)
+        self._prompt_logprobs.extend(delta.prompt_logprobs)
+        if delta.HasField("num_cached_tokens"):
+            self._num_cached_tokens = delta.num_cached_tokens
+        self._push_end(delta)
+        text, num_new = "", len(delta.token_ids)
+        if self._processor is not None:
+            added = self._processor.push(delta.token_ids, self._engine_finish)
+            text, num_new = added.text, added.num_kept_tokens
+            if added.stop_string is not None:
+                self._end = link.StreamDelta(finish_reason=link.STOP, stop_string=added.stop_string)
+        self._num_kept_tokens = num_known + num_new
+        self._add_unread(num_new, text)
 
     def lose(self, problem: str) -> None:
         """The engine is gone; the output will not be completed here."""
         self._end = link.StreamDelta(finish_reason=link.LOST, error=problem)
 
-    def take(self) -> link.StreamDelta:
-        """What the reader has not had yet."""
+    def take(self, max_tokens: int = FRAME_TOKENS) -> link.StreamDelta:
+        """What the reader has not had yet, or the first of it, while `has_news` stays true.
+
+        Not much more than `max_tokens` tokens and logprobs of the prompt together.
+        """
+        start = self._num_read_prompt_logprobs
+        self._num_read_prompt_logprobs = min(start + max_tokens, len(self._prompt_logprobs))
+        prompt_logprobs = self._prompt_logprobs[start : self._num_read_prompt_logprobs]
+        max_tokens -= len(prompt_logprobs)
+        taken = _Piece()
+        while self._unread and taken.num_tokens < max(max_tokens, 1):
+            piece = self._unread.popleft()
+            taken.num_tokens += piece.num_tokens
+            taken.text += piece.text
+        first = self._num_read_tokens
+        self._num_read_tokens += taken.num_tokens
         delta = link.StreamDelta(
             request_id=self.request_id,
-            from_index=self._num_read_tokens,
-            token_ids=self._token_ids[self._num_read_tokens : self._num_kept_tokens],
-            text=self._unread_text,
+            from_index=first,
+            token_ids=self._token_ids[first : self._num_read_tokens],
+            logprobs=self._logprobs[first : self._num_read_tokens],
+            text=taken.text,
+            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs_from=start + 1 if prompt_logprobs else 0,
+            num_cached_tokens=self._num_cached_tokens,
         )
-        delta.MergeFrom(self._end)
-        self._num_read_tokens = self._num_kept_tokens
-        self._unread_text = ""
+        if not self._lacks_content:
+            delta.MergeFrom(self._end)
+            self._end_is_read = self.finished
         return delta
 
-    def rewind(self, from_index: int) -> None:
+    def rewind(self, from_index: int, num_prompt_logprobs: int = 0) -> None:
         """A new reader has `from_index` tokens of the output and the text that came with them.
 
-        Costs O(output). `from_index` is at most `num_kept_tokens`.
+        It also has that many of the prompt's logprobs. Costs O(output). Neither number is above
+        what there is.
         """
         self._num_read_tokens = from_index
+        self._num_read_prompt_logprobs = num_prompt_logprobs
+        self._end_is_read = False
+        self._unread.clear()
         replay = self._new_processor()
         if replay is None:
+            for start in range(from_index, self._num_kept_tokens, PIECE_TOKENS):
+                self._add_unread(min(PIECE_TOKENS, self._num_kept_tokens - start), "")
             return
         replay.push(self._token_ids[:from_index])
-        self._unread_text = replay.push(self._token_ids[from_index:], self._engine_finish).text
+        for start in range(from_index, max(len(self._token_ids), from_index + 1), PIECE_TOKENS):
+            stop = start + PIECE_TOKENS
+            finish = self._engine_finish if stop >= len(self._token_ids) else None
+            added = replay.push(self._token_ids[start:stop], finish)
+            self._add_unread(added.num_kept_tokens, added.text)
+
+    def _push_end(self, delta: link.EngineDelta) -> None:
+        if delta.finish_reason in (link.STOP, link.LENGTH):
+            self._engine_finish = finish_of(delta.finish_reason)
+        if delta.finish_reason:
+            self._end.finish_reason = delta.finish_reason
+            self._end.error = delta.error
+            self._end.error_param = delta.error_param
+        if delta.HasField("stop_token_id"):
+            self._end.stop_token_id = delta.stop_token_id
+
+    def _add_unread(self, num_tokens: int, text: str) -> None:
+        if not num_tokens and not text:
+            return
+        if not self._unread or self._unread[-1].num_tokens >= PIECE_TOKENS:
+            self._unread.append(_Piece())
+        self._unread[-1].num_tokens += num_tokens
+        self._unread[-1].text += text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cluster.link.logprobs import logprobs_message
 from protos.v1 import link_pb2 as link
 from qwen3_ray.request import FinishReason, TokenDelta
 
@@ -54,6 +55,10 @@ def _delta(delta: TokenDelta) -> link.EngineDelta:
         finish_reason=_TO_WIRE[delta.finish_reason],
         stop_token_id=delta.stop_reason if isinstance(delta.stop_reason, int) else None,
         error=delta.error or "",
+        error_param=delta.error_param or "",
+        logprobs=map(logprobs_message, delta.logprobs),
+        prompt_logprobs=map(logprobs_message, delta.prompt_logprobs),
+        num_cached_tokens=delta.num_cached_tokens,
     )
 
 

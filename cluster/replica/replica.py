@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from ray.util.placement_group import PlacementGroup
@@ -161,8 +161,12 @@ class Replica:
 def _processor_factory(model_dir: Path) -> NewProcessor:
     tokenizer = find_tokenizer(model_dir)
 
-    def new_processor(stop_strings: Sequence[str]) -> OutputProcessor | None:
-        return None if tokenizer is None else OutputProcessor(tokenizer.output_bytes, stop_strings)
+    def new_processor(params: SamplingParams) -> OutputProcessor | None:
+        if tokenizer is None:
+            return None
+        skips = params.skip_special_tokens
+        token_bytes = tokenizer.output_bytes if skips else tokenizer.token_bytes
+        return OutputProcessor(token_bytes, params.stop_strings)
 
     return new_processor
 

@@ -5,16 +5,18 @@ Time comes in as an argument (seconds on one clock), engine and routers as messa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cluster.link.protocol import FRAME_TOKENS
 from cluster.replica.admission import Admission, Limits
 from cluster.replica.journal import StreamJournal
 from protos.v1 import link_pb2 as link
+from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.text.output_processor import OutputProcessor
 
-NewProcessor = Callable[[Sequence[str]], OutputProcessor | None]
-"""Makes the text side of one output from its stop strings; None without a tokenizer."""
+NewProcessor = Callable[[SamplingParams], OutputProcessor | None]
+"""Makes the text side of one output from its parameters; None without a tokenizer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,8 +101,8 @@ class StreamTable:
         if isinstance(admitted, link.Reject):
             self._outbox(connection).rejects.append(admitted)
             return
-        stop_strings = admitted.params.stop_strings
-        journal = StreamJournal(request_id, lambda: self._new_processor(stop_strings))
+        params = admitted.params
+        journal = StreamJournal(request_id, lambda: self._new_processor(params))
         self._num_submitted += 1
         stream = _Stream(journal, f"{request_id}#{self._num_submitted}", connection)
         self._streams[request_id] = stream
@@ -116,23 +118,27 @@ class StreamTable:
             self._drop(stream)
 
     def attach(self, connection: int, attach: link.Attach) -> None:
-        """Give the stream to `connection` from output token `from_index` on, whoever had it."""
+        """Give the rest of the stream to `connection`, whoever had it."""
         stream = self._streams.get(attach.request_id)
         if stream is None:
             problem = "no such stream here (any more)"
             self._reject(connection, attach.request_id, link.Reject.UNKNOWN_STREAM, problem)
             return
         journal = stream.journal
-        if not 0 <= attach.from_index <= journal.num_kept_tokens:
-            problem = f"is {attach.from_index}; the stream has {journal.num_kept_tokens} tokens"
-            self._reject(connection, attach.request_id, link.Reject.INVALID, problem, "from_index")
-            return
+        for name, has in (
+            ("from_index", journal.num_kept_tokens),
+            ("num_prompt_logprobs", journal.num_prompt_logprobs),
+        ):
+            if not 0 <= (value := getattr(attach, name)) <= has:
+                problem = f"is {value}; the stream has {has}"
+                self._reject(connection, attach.request_id, link.Reject.INVALID, problem, name)
+                return
         if stream.connection is not None and stream.connection != connection:
             problem = "another router has attached to the stream"
             self._reject(stream.connection, attach.request_id, link.Reject.TAKEN_OVER, problem)
         self._detach(stream)
         stream.connection = connection
-        journal.rewind(attach.from_index)
+        journal.rewind(attach.from_index, attach.num_prompt_logprobs)
         outbox = self._outbox(connection)
         if not journal.finished:
             stream.expires_at = None
@@ -163,13 +169,20 @@ class StreamTable:
             self._after_push(stream, now)
 
     def take(self, connection: int) -> link.ReplicaFrame:
-        """All that the connection has not been told yet, once."""
+        """What the connection has not been told yet, once; as much of it as a frame holds."""
         outbox = self._outbox(connection)
         frame = link.ReplicaFrame(rejects=outbox.rejects)
-        for request_id in outbox.news:
-            frame.deltas.append(self._streams[request_id].journal.take())
         outbox.rejects = []
-        outbox.news = {}
+        room = FRAME_TOKENS
+        for request_id in list(outbox.news):
+            journal = self._streams[request_id].journal
+            delta = journal.take(room)
+            frame.deltas.append(delta)
+            if not journal.has_news:
+                del outbox.news[request_id]
+            room -= len(delta.token_ids) + len(delta.prompt_logprobs)
+            if room <= 0:
+                break
         return frame
 
     def take_command(self) -> link.EngineCommand | None:

@@ -19,16 +19,22 @@ from qwen3_ray.text.output_processor import OutputProcessor
 T = TypeVar("T")
 
 TOKEN = "a-secret"
+NUM_CACHED_TOKENS = 2
+"""Of every prompt, the engine says."""
 LIMIT_S = 10.0
 """No wait in these tests takes longer, or it fails."""
 
 
 class FakeEngine:
-    """Answers each request with the bytes of a text, one each step. Steps only when told to."""
+    """Answers each request with the bytes of a text, one each step. Steps only when told to.
+
+    A prompt whose logprobs are wanted takes a step of its own before.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, bytes] = {}
         self.running: dict[str, tuple[link.Submit, int]] = {}
+        """Requests with the number of their steps; the first one's is 0."""
         self.aborted: list[str] = []
         self.commands: list[link.EngineCommand] = []
         self.num_steps = 0
@@ -36,7 +42,8 @@ class FakeEngine:
     def take(self, command: link.EngineCommand) -> None:
         self.commands.append(command)
         for submit in command.submit:
-            self.running[submit.request_id] = (submit, 0)
+            scores = submit.sampling.HasField("prompt_logprobs")
+            self.running[submit.request_id] = (submit, -1 if scores else 0)
         for request_id in command.abort:
             self.aborted.append(name_of(request_id))
             self.running.pop(request_id, None)
@@ -49,16 +56,34 @@ class FakeEngine:
                 : submit.sampling.max_tokens
             ]
             is_last = num_done + 1 == len(answer)
-            event.deltas.add(
+            delta = event.deltas.add(
                 request_id=request_id,
-                token_ids=[answer[num_done]],
                 finish_reason=link.LENGTH if is_last else link.UNFINISHED,
             )
+            if num_done < 0:
+                delta.prompt_logprobs.extend(map(entry_of, submit.prompt_token_ids[1:]))
+            else:
+                delta.token_ids.append(answer[num_done])
+                if submit.sampling.HasField("logprobs"):
+                    delta.logprobs.append(entry_of(answer[num_done]))
+            if num_done <= 0:
+                delta.num_cached_tokens = NUM_CACHED_TOKENS
             if is_last:
                 del self.running[request_id]
             else:
                 self.running[request_id] = (submit, num_done + 1)
         return event
+
+
+def entry_of(token_id: int) -> link.TokenLogprobs:
+    """Logprobs that tell which token they belong to."""
+    return link.TokenLogprobs(
+        token_id=token_id,
+        logprob=-token_id / 8,
+        rank=1,
+        top_ids=[token_id],
+        top_logprobs=[-token_id / 8],
+    )
 
 
 def name_of(engine_id: str) -> str:
@@ -79,7 +104,7 @@ class FakeReplica:
         }
         table = StreamTable(
             Limits(**values, orphan_grace_s=limits.get("orphan_grace_s", 60.0)),
-            lambda stop: OutputProcessor(lambda id_: bytes([id_ % 256]), stop),
+            lambda params: OutputProcessor(lambda id_: bytes([id_ % 256]), params.stop_strings),
         )
         hello = link.Hello(
             protocol_version=LINK_VERSION,

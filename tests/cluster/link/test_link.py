@@ -1,100 +1,31 @@
 """Both ends of a link over real gRPC on loopback, with an engine stepped by hand."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import grpc
 import pytest
 
-from cluster.link.client import LinkClient, LinkStream
-from cluster.link.protocol import BUSY_HEARTBEAT_S, LINK_VERSION, MAX_MESSAGE_BYTES, TOKEN_KEY
+from cluster.link.client import LinkClient
+from cluster.link.protocol import (
+    FRAME_TOKENS,
+    LINK_VERSION,
+    MAX_MESSAGE_BYTES,
+    TOKEN_KEY,
+)
 from protos.v1 import link_pb2 as link
 from protos.v1.link_pb2_grpc import LinkServiceStub
 from qwen3_ray.errors import (
-    EngineError,
     OverloadedError,
     RequestAbortedError,
     RequestError,
     UnavailableError,
 )
 from tests.cluster.link.fake_replica import (
-    LIMIT_S,
     TOKEN,
-    FakeReplica,
     make_submit,
     running_replica,
     soon,
     until,
 )
-
-
-@asynccontextmanager
-async def linked(replica: FakeReplica, **options: float) -> AsyncIterator[LinkClient]:
-    client = LinkClient(replica.address, TOKEN, **options)
-    await client.connect()
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-class BlackHole:
-    """A TCP relay that can stop relaying: both ends stay connected and hear nothing."""
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._open = asyncio.Event()
-        self._open.set()
-        self._writers: list[asyncio.StreamWriter] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._server: asyncio.Server
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return f"127.0.0.1:{port}"
-
-    def swallow(self) -> None:
-        self._open.clear()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, port = self._target.split(":")
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        self._writers += [writer, far_writer]
-        for source, sink in ((reader, far_writer), (far_reader, writer)):
-            self._tasks.append(asyncio.create_task(self._relay(source, sink)))
-
-    async def _relay(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while data := await source.read(65_536):
-            await self._open.wait()
-            sink.write(data)
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:
-            writer.close()
-        self._server.close()
-
-
-async def read_all(stream: LinkStream) -> list[link.StreamDelta]:
-    return [delta async for delta in stream]
-
-
-def joined(deltas: list[link.StreamDelta]) -> tuple[bytes, str]:
-    return (
-        bytes(id_ for delta in deltas for id_ in delta.token_ids),
-        "".join(delta.text for delta in deltas),
-    )
-
-
-async def run_steps(replica: FakeReplica, count: int) -> None:
-    for _ in range(count):
-        replica.step()
-        await asyncio.sleep(0)
+from tests.cluster.link.rig import joined, linked, read_all, run_steps
 
 
 async def test_a_request_goes_up_and_its_answer_comes_down() -> None:
@@ -192,21 +123,6 @@ async def test_nobody_there_is_unavailable() -> None:
         await soon(LinkClient(address, TOKEN).connect())
 
 
-async def test_heartbeats_carry_the_load_and_come_often_while_streams_run() -> None:
-    async with running_replica() as replica, linked(replica) as client:
-        stream = client.open(make_submit("a", prompt=[1] * 7))
-        await until(lambda: client.load.num_waiting_tokens == 7)
-        ages = {client.load.step_age_s}
-        started = time.monotonic()
-        while len(ages) < 6:  # without steps, only heartbeats change the age
-            ages.add(client.load.step_age_s)
-            await asyncio.sleep(0)
-        assert time.monotonic() - started < 5 * BUSY_HEARTBEAT_S + 2.0
-        replica.step()
-        await soon(anext(stream))
-        assert client.load.num_waiting_tokens == 0
-
-
 async def test_rejects_are_raised_as_what_they_are() -> None:
     async with (
         running_replica(max_waiting_requests=1, max_model_len=50) as replica,
@@ -274,181 +190,27 @@ async def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
         assert joined(await soon(read_all(slow)))[0] == b"abcdefgh"
 
 
-ANSWER = "a€b, stop".encode()
-STOPS = ["stop"]
-UNDISTURBED = (ANSWER, "a€b, ")
-
-
-@pytest.mark.parametrize("num_received", range(len(ANSWER)))
-async def test_a_router_killed_after_any_token_is_followed_by_one_that_gets_the_rest(
-    num_received: int,
+async def test_logprobs_of_a_long_prompt_come_in_frames_that_follow_at_once(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with running_replica() as replica:
-        replica.engine.answers["a"] = ANSWER
-        received: list[link.StreamDelta] = []
-        async with linked(replica) as first:
-            stream = first.open(make_submit("a", max_tokens=50, stop=STOPS))
-            await until(lambda: bool(replica.engine.running))
-            for _ in range(num_received):
-                replica.step()
-                received.append(await soon(anext(stream)))
-        with pytest.raises(UnavailableError, match="closed"):
-            await soon(anext(stream))
-        await run_steps(replica, 2)  # the orphan runs on
-        async with linked(replica) as second:
-            rest = second.attach("a", num_received)
-            await until(lambda: replica.host.is_busy(2) or not replica.engine.running)
-            await run_steps(replica, len(ANSWER))
-            received += await soon(read_all(rest))
-        assert joined(received) == UNDISTURBED
-        assert received[-1].stop_string == "stop"
-        indexes = [delta.from_index for delta in received if delta.token_ids]
-        assert indexes == sorted(set(indexes))
-
-
-async def test_the_same_router_attaches_again_over_a_new_link() -> None:
-    async with running_replica() as replica:
-        async with linked(replica) as first:
-            stream = first.open(make_submit("a"))
-            await until(lambda: bool(replica.engine.running))
-            replica.step()
-            await soon(anext(stream))
-        async with linked(replica) as second:
-            again = second.attach("a", 1)
-            await run_steps(replica, 7)
-            assert joined(await soon(read_all(again)))[0] == b"bcdefgh"
-
-
-async def test_a_router_whose_stream_another_takes_is_told() -> None:
-    async with running_replica() as replica, linked(replica) as first, linked(replica) as second:
-        stream = first.open(make_submit("a"))
+    monkeypatch.setattr("cluster.link.server.BUSY_HEARTBEAT_S", 60.0)  # none comes with a beat
+    num_tokens = 100_000
+    async with running_replica(max_model_len=200_000) as replica, linked(replica) as client:
+        submit = make_submit("a", prompt=[200] * num_tokens)
+        submit.sampling.prompt_logprobs = 1
+        stream = client.open(submit)
         await until(lambda: bool(replica.engine.running))
-        taken = second.attach("a", 0)
-        with pytest.raises(RequestAbortedError, match="another router"):
-            await soon(anext(stream))
+        replica.step()
+        deltas = []
+        while sum(len(delta.prompt_logprobs) for delta in deltas) < num_tokens - 1:
+            deltas.append(await soon(anext(stream)))
+        assert len(deltas) == -(-num_tokens // FRAME_TOKENS)
+        assert [delta.prompt_logprobs_from for delta in deltas] == [
+            1 + number * FRAME_TOKENS for number in range(len(deltas))
+        ]
+        assert client.load.num_waiting_tokens == num_tokens
         await run_steps(replica, 8)
-        assert joined(await soon(read_all(taken)))[0] == b"abcdefgh"
-
-
-async def test_an_orphan_whose_grace_is_over_is_aborted_in_the_engine() -> None:
-    async with running_replica(orphan_grace_s=0.05) as replica:
-        async with linked(replica) as client:
-            client.open(make_submit("a"))
-            await until(lambda: bool(replica.engine.running))
-            replica.host.expire()
-            assert replica.engine.aborted == []
-
-        def expired() -> bool:
-            replica.host.expire()
-            return replica.engine.aborted == ["a"]
-
-        await until(expired)
-        async with linked(replica) as client:
-            with pytest.raises(UnavailableError, match="no such stream"):
-                await soon(anext(client.attach("a", 0)))
-
-
-async def test_a_lost_engine_makes_streams_unavailable_after_what_had_come() -> None:
-    async with running_replica() as replica, linked(replica) as client:
-        stream = client.open(make_submit("a"))
-        await until(lambda: bool(replica.engine.running))
-        replica.step()
-        replica.host.lose("rank 1 died")
-        replica.server.notify()
-        assert (await soon(anext(stream))).text == "a"
-        with pytest.raises(UnavailableError, match="rank 1 died"):
-            await soon(anext(stream))
-
-
-async def test_a_step_makes_the_load_young_again() -> None:
-    async with running_replica() as replica, linked(replica) as client:
-        client.open(make_submit("a"))
-        await until(lambda: client.load.step_age_s > 0.3)
-        replica.step()
-        await until(lambda: client.load.step_age_s < 0.3)
-
-
-async def test_a_router_that_the_network_swallowed_is_noticed_by_the_replica() -> None:
-    async with running_replica(orphan_grace_s=0.01) as replica:
-        hole = BlackHole(replica.address)
-        client = LinkClient(await hole.start(), TOKEN)
-        await client.connect()
-        client.open(make_submit("a"))
-        await until(lambda: bool(replica.engine.running))
-        hole.swallow()
-
-        def aborted() -> bool:
-            replica.host.expire()
-            return replica.engine.aborted == ["a"]
-
-        await until(aborted)
-        await client.close()
-        await hole.stop()
-
-
-async def test_an_engine_error_ends_its_stream_alone() -> None:
-    async with running_replica() as replica, linked(replica) as client:
-        bad, good = client.open(make_submit("bad")), client.open(make_submit("good"))
-        await until(lambda: len(replica.engine.running) == 2)
-        engine_id = next(iter(replica.engine.running))
-        del replica.engine.running[engine_id]
-        failure = link.EngineDelta(
-            request_id=engine_id, finish_reason=link.ERROR, error="not finite"
-        )
-        replica.host.on_step(link.EngineEvent(deltas=[failure]))
-        await run_steps(replica, 8)
-        with pytest.raises(EngineError, match="not finite"):
-            await soon(anext(bad))
-        assert joined(await soon(read_all(good)))[0] == b"abcdefgh"
-
-
-async def test_a_replica_that_goes_away_breaks_the_link_and_its_streams() -> None:
-    async with running_replica() as replica, linked(replica) as client:
-        stream = client.open(make_submit("a"))
-        await until(lambda: bool(replica.engine.running))
-        await replica.server.stop()
-        with pytest.raises(UnavailableError):
-            await soon(anext(stream))
-        await soon(client.wait_closed())
-        assert not client.connected
-        with pytest.raises(UnavailableError, match="not connected"):
-            client.open(make_submit("b"))
-
-
-async def test_silence_counts_as_a_broken_link() -> None:
-    async with running_replica() as replica:
-        hole = BlackHole(replica.address)
-        client = LinkClient(await hole.start(), TOKEN, silence_limit_s=0.5)
-        await client.connect()
-        stream = client.open(make_submit("a"))
-        await until(lambda: bool(replica.engine.running))
-        replica.step()
-        assert (await soon(anext(stream))).text == "a"
-        hole.swallow()
-        started = time.monotonic()
-        with pytest.raises(UnavailableError, match=r"silent for 0.5 s"):
-            await soon(anext(stream))
-        assert time.monotonic() - started < LIMIT_S / 2
-        await client.close()
-        await hole.stop()
-
-
-async def test_a_link_with_little_to_say_is_not_silent() -> None:
-    """Heartbeats alone keep a link for many times its limit of silence."""
-    async with running_replica() as replica, linked(replica, silence_limit_s=0.4) as client:
-        client.open(make_submit("a"))
-        await until(lambda: client.load.step_age_s > 1.2)
-        assert client.connected
-
-
-async def test_a_stall_of_our_own_loop_is_not_the_peers_silence() -> None:
-    async with running_replica() as replica, linked(replica, silence_limit_s=0.5) as client:
-        stream = client.open(make_submit("a"))
-        await until(lambda: bool(replica.engine.running))
-        time.sleep(0.8)  # noqa: ASYNC251  (the stall)
-        replica.step()
-        assert (await soon(anext(stream))).text == "a"
-        assert client.connected
+        assert joined(await soon(read_all(stream)))[0] == b"abcdefgh"
 
 
 async def test_another_protocol_version_is_refused() -> None:

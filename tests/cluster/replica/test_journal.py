@@ -1,12 +1,12 @@
-"""Whoever attaches at any token gets exactly the rest: ids, text and end."""
+"""Whoever attaches at any token gets exactly the rest: ids, text, logprobs and end."""
 
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.replica.journal import StreamJournal
+from cluster.replica.journal import PIECE_TOKENS, StreamJournal
 from protos.v1 import link_pb2 as link
 from qwen3_ray.text.output_processor import OutputProcessor
 
@@ -27,13 +27,19 @@ def in_pieces(token_ids: Sequence[int], sizes: Sequence[int]) -> list[Sequence[i
     return [piece for piece in pieces if piece]
 
 
+def entries_of(token_ids: Sequence[int]) -> list[link.TokenLogprobs]:
+    return [link.TokenLogprobs(token_id=id_, logprob=-id_ / 8, rank=1) for id_ in token_ids]
+
+
 def feed(journal: StreamJournal, pieces: list[Sequence[int]], end: link.FinishReason) -> None:
     """Engine deltas, the last one with the end, as far as the stream takes them."""
     for number, piece in enumerate(pieces, start=1):
         if journal.finished:
             return
         reason = end if number == len(pieces) else link.UNFINISHED
-        delta = link.EngineDelta(request_id="r", token_ids=piece, finish_reason=reason)
+        delta = link.EngineDelta(
+            request_id="r", token_ids=piece, finish_reason=reason, logprobs=entries_of(piece)
+        )
         if reason == link.STOP:
             delta.stop_token_id = END_ID
         journal.push(delta)
@@ -72,6 +78,7 @@ def test_every_index_gives_exactly_the_rest(
         rest = undisturbed.take()
         assert rest.from_index == index
         assert list(rest.token_ids) == list(whole.token_ids)[index:]
+        assert list(rest.logprobs) == entries_of(rest.token_ids)
         assert rest.finish_reason == whole.finish_reason
         assert rest.WhichOneof("stop_reason") == whole.WhichOneof("stop_reason")
         if index < len(whole.token_ids) or not whole.HasField("stop_token_id"):
@@ -111,13 +118,72 @@ def test_a_stream_goes_on_after_an_attach_in_its_middle(
     assert delta.finish_reason == expected.finish_reason
 
 
-def test_ids_after_a_stop_string_are_discarded() -> None:
+@given(
+    num_tokens=st.integers(0, 1_000),
+    num_prompt_logprobs=st.integers(0, 600),
+    max_tokens=st.integers(1, 400),
+    data=st.data(),
+)
+@settings(max_examples=20)
+def test_a_reader_takes_as_much_at_a_time_as_it_likes(
+    num_tokens: int, num_prompt_logprobs: int, max_tokens: int, data: st.DataObject
+) -> None:
+    ids = [97 + number % 26 for number in range(num_tokens)]
+    journal = make_journal(["zz"])
+    prompt = entries_of(range(num_prompt_logprobs))
+    journal.push(link.EngineDelta(prompt_logprobs=prompt, num_cached_tokens=7))
+    feed(journal, [ids] if ids else [], link.LENGTH)
+    if data.draw(st.booleans(), label="attached anew"):
+        journal.rewind(0)
+    received, text = link.StreamDelta(), ""
+    while journal.has_news:
+        delta = journal.take(max_tokens)
+        size = len(delta.token_ids) + len(delta.prompt_logprobs)
+        assert size <= max_tokens + max(PIECE_TOKENS, num_tokens)
+        assert delta.from_index == len(received.token_ids)
+        if delta.prompt_logprobs:
+            assert delta.prompt_logprobs_from == 1 + len(received.prompt_logprobs)
+        assert delta.num_cached_tokens == 7
+        assert received.finish_reason == link.UNFINISHED
+        received.MergeFrom(delta)
+        text += delta.text
+        assert text == bytes(received.token_ids).decode()
+    assert list(received.token_ids) == ids
+    assert list(received.logprobs) == entries_of(ids)
+    assert list(received.prompt_logprobs) == prompt
+    assert received.finish_reason == (link.LENGTH if ids else link.UNFINISHED)
+
+
+def test_an_attached_reader_gets_a_long_output_in_pieces() -> None:
+    journal = make_journal()
+    feed(journal, [[97] * 10_000], link.LENGTH)
+    journal.rewind(10)
+    sizes = []
+    while journal.has_news:
+        sizes.append(len(journal.take(1_000).token_ids))
+    assert sum(sizes) == 9_990
+    assert max(sizes) <= 1_000 + PIECE_TOKENS
+
+
+def test_a_reader_that_has_some_of_the_prompts_logprobs_gets_the_others() -> None:
+    journal = make_journal()
+    prompt = entries_of(range(5))
+    journal.push(link.EngineDelta(prompt_logprobs=prompt))
+    journal.take()
+    journal.rewind(0, 3)
+    delta = journal.take()
+    assert (list(delta.prompt_logprobs), delta.prompt_logprobs_from) == (prompt[3:], 4)
+    assert not journal.has_news
+
+
+def test_ids_after_a_stop_string_are_discarded_with_their_logprobs() -> None:
     journal = make_journal(["lo"])
-    journal.push(link.EngineDelta(token_ids=b"hel"))
+    journal.push(link.EngineDelta(token_ids=b"hel", logprobs=entries_of(b"hel")))
     assert journal.take().text == "he"
-    journal.push(link.EngineDelta(token_ids=b"lo you"))
+    journal.push(link.EngineDelta(token_ids=b"lo you", logprobs=entries_of(b"lo you")))
     delta = journal.take()
     assert (delta.from_index, bytes(delta.token_ids), delta.text) == (3, b"lo", "l")
+    assert list(delta.logprobs) == entries_of(b"lo")
     assert (delta.finish_reason, delta.stop_string) == (link.STOP, "lo")
 
 

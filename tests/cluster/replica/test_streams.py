@@ -1,85 +1,20 @@
 """The stream table: who is accepted, who reads what, and when a stream is given up."""
 
-from collections.abc import Sequence
-
 import pytest
 
-from cluster.replica.admission import Limits
-from cluster.replica.streams import StreamTable
 from protos.v1 import link_pb2 as link
-from qwen3_ray.text.output_processor import OutputProcessor
-
-GRACE_S = 10.0
-ROUTER, OTHER = 1, 2
-
-
-def make_table(**changes: int) -> StreamTable:
-    limits = {
-        "max_model_len": 100,
-        "vocab_size": 256,
-        "max_waiting_tokens": 50,
-        "max_waiting_requests": 3,
-        **changes,
-    }
-    return StreamTable(
-        Limits(**limits, orphan_grace_s=GRACE_S),
-        lambda stop: OutputProcessor(lambda id_: bytes([id_]), stop),
-    )
-
-
-def make_submit(
-    request_id: str, prompt: Sequence[int] = (1, 2), stop: Sequence[str] = ()
-) -> link.Submit:
-    sampling = link.Sampling(temperature=0.0, top_p=1.0, max_tokens=8, stop=stop)
-    return link.Submit(request_id=request_id, prompt_token_ids=prompt, sampling=sampling)
-
-
-def accept(table: StreamTable, request_id: str, stop: Sequence[str] = ()) -> str:
-    """Submit, and give the id under which the engine knows the stream."""
-    table.submit(ROUTER, make_submit(request_id, stop=stop))
-    command = table.take_command()
-    assert command is not None
-    (submit,) = command.submit
-    return submit.request_id
-
-
-def step(table: StreamTable, *deltas: link.EngineDelta, now: float = 0.0) -> None:
-    table.on_step(link.EngineEvent(deltas=deltas, stats=link.EngineStats(num_steps=1)), now)
-
-
-def delta(engine_id: str, ids: bytes = b"", finish: int = link.UNFINISHED) -> link.EngineDelta:
-    return link.EngineDelta(request_id=engine_id, token_ids=ids, finish_reason=finish)
-
-
-def aborted(table: StreamTable) -> list[str]:
-    command = table.take_command()
-    return [] if command is None else list(command.abort)
-
-
-def rejects(table: StreamTable, connection: int = ROUTER) -> list[tuple[str, int]]:
-    frame = table.take(connection)
-    return [(reject.request_id, reject.reason) for reject in frame.rejects]
-
-
-def test_one_frame_holds_the_step_of_every_stream_of_a_connection() -> None:
-    table = make_table()
-    engine_ids = [accept(table, name) for name in "abc"]
-    step(table, *(delta(id_, b"x") for id_ in engine_ids))
-    assert [entry.request_id for entry in table.take(ROUTER).deltas] == ["a", "b", "c"]
-    assert not table.has_news(ROUTER)
-    step(table, delta(engine_ids[1], b"yz"))
-    assert table.take(ROUTER).deltas == [
-        link.StreamDelta(request_id="b", from_index=1, token_ids=b"yz", text="yz")
-    ]
-
-
-def test_steps_that_were_not_taken_become_one_delta() -> None:
-    table = make_table()
-    engine_id = accept(table, "a")
-    for piece in (b"x", b"y", b"z"):
-        step(table, delta(engine_id, piece))
-    (entry,) = table.take(ROUTER).deltas
-    assert (bytes(entry.token_ids), entry.text) == (b"xyz", "xyz")
+from tests.cluster.replica.rig import (
+    GRACE_S,
+    OTHER,
+    ROUTER,
+    aborted,
+    accept,
+    delta,
+    make_submit,
+    make_table,
+    rejects,
+    step,
+)
 
 
 def test_the_engine_gets_each_submit_once_under_a_name_used_once() -> None:
@@ -152,26 +87,6 @@ def test_beyond_either_bound_a_request_is_overloaded_until_others_start() -> Non
 def test_a_prompt_above_the_bound_is_served_when_nothing_waits() -> None:
     table = make_table(max_waiting_tokens=1)
     accept(table, "a")
-
-
-def test_a_stop_string_ends_the_stream_and_the_engines_work() -> None:
-    table = make_table()
-    engine_id = accept(table, "a", stop=["b"])
-    step(table, delta(engine_id, b"abc"))
-    (entry,) = table.take(ROUTER).deltas
-    assert (bytes(entry.token_ids), entry.text) == (b"ab", "a")
-    assert (entry.finish_reason, entry.stop_string) == (link.STOP, "b")
-    assert aborted(table) == [engine_id]
-    step(table, delta(engine_id, b"d"), delta(engine_id, b"", link.ABORT))
-    assert not table.has_news(ROUTER)
-    assert aborted(table) == []
-
-
-def test_a_stop_string_on_the_engines_last_token_needs_no_abort() -> None:
-    table = make_table()
-    step(table, delta(accept(table, "a", stop=["b"]), b"ab", link.LENGTH))
-    assert table.take(ROUTER).deltas[0].stop_string == "b"
-    assert aborted(table) == []
 
 
 def test_an_orphan_runs_on_and_its_grace_ends_in_an_abort() -> None:
@@ -276,6 +191,18 @@ def test_an_orphan_can_be_aborted_without_attaching() -> None:
     table.disconnect(ROUTER, now=0.0)
     table.abort(OTHER, "a")
     assert aborted(table) == [engine_id]
+
+
+def test_the_answers_to_one_prompt_wait_for_its_tokens_once() -> None:
+    table = make_table(max_waiting_tokens=5)
+    for choice in range(3):
+        submit = make_submit(f"a-{choice}", prompt=(1, 2, 3, 4))
+        submit.choice = choice
+        table.submit(ROUTER, submit)
+    load = table.load(0.0)
+    assert (load.num_waiting, load.num_waiting_tokens) == (3, 4)
+    table.submit(ROUTER, make_submit("b"))
+    assert rejects(table) == [("b", link.Reject.OVERLOADED)]
 
 
 def test_a_draining_table_refuses_and_finishes() -> None:
