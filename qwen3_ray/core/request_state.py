@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qwen3_ray.request import GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
 
 
@@ -30,6 +31,35 @@ class RequestState:
     """Prompt logprobs handed out so far."""
     draft_token_ids: list[int] = field(default_factory=list)
     """Guesses at the tokens that follow `token_ids`, for the step under way."""
+    rank: tuple[int, int] = (0, 0)
+    """Priority and number of arrival: the lower one of two requests comes first."""
+    cache_salt: str = ""
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Names in the prefix cache of the full blocks of `token_ids`, as far as computed."""
+    cache_epoch: int = -1
+    """Resets of the prefix cache before it got its blocks."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens found in the prefix cache when it first began; None before."""
+    has_answered: bool = False
+    """Whether a delta was given out."""
+
+    @classmethod
+    def of(cls, request: GenerateRequest, arrival: int) -> RequestState:
+        """The state of the `arrival`-th request before its first step."""
+        prompt_len = len(request.prompt_token_ids)
+        state = cls(
+            request_id=request.request_id,
+            token_ids=[*request.prompt_token_ids, *request.output_token_ids],
+            prompt_len=prompt_len,
+            params=request.params,
+            choice=request.choice,
+            rank=(request.priority, arrival),
+            cache_salt=request.cache_salt,
+        )
+        if request.output_token_ids:
+            # They were handed out with or before the first output token.
+            state.num_prompt_logprobs = prompt_len - 1
+        return state
 
     @property
     def num_tokens(self) -> int:
@@ -45,3 +75,10 @@ class RequestState:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.prompt_len
+
+    @property
+    def num_prompt_logprobs_left(self) -> int:
+        """Prompt logprobs that are wanted and not handed out yet."""
+        if self.params.prompt_logprobs is None:
+            return 0
+        return self.prompt_len - 1 - self.num_prompt_logprobs

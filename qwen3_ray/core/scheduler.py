@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qwen3_ray.core.finish import EndRules
 from qwen3_ray.core.kv_manager import KVManager
 from qwen3_ray.core.request_state import RequestState
+from qwen3_ray.core.running_set import RunningSet
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.core.waiting_queue import WaitingQueue
 from qwen3_ray.errors import EngineError, PromptTooLongError, RequestError
@@ -23,9 +25,10 @@ class Scheduler:
     `abort` may come at any time but between the two. A plan that was never committed is harmless:
     the next one starts from the same state.
 
-    Fair by arrival: everything that runs is older than everything that waits. When blocks run out
-    the youngest requests lose theirs and recompute later, prompt and output alike, so the oldest
-    always gets on and every request ends. Cost of a step: O(running requests + blocks given).
+    Requests are served by priority, and by arrival among equals. When blocks run out the last ones
+    in this order lose theirs and recompute later what the prefix cache has lost, prompt and output
+    alike, so the first one always gets on and every request ends. Cost of a step: O(running
+    requests + blocks given or found).
     """
 
     def __init__(
@@ -41,15 +44,18 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_model_len = max_model_len
-        self._eos_token_ids = eos_token_ids
+        self._rules = EndRules(eos_token_ids, min(max_model_len, kv.capacity))
         self._waiting = WaitingQueue()
-        self._running: dict[str, RequestState] = {}  # oldest first
+        self._running = RunningSet()
+        self._num_arrivals = 0
         self._num_preemptions = 0
+        self._num_prefix_queries = 0
+        self._num_prefix_hits = 0
 
     @property
     def has_unfinished(self) -> bool:
         """Whether a request runs or waits."""
-        return bool(self._running) or len(self._waiting) > 0
+        return len(self._running) > 0 or len(self._waiting) > 0
 
     @property
     def num_running(self) -> int:
@@ -67,13 +73,23 @@ class Scheduler:
 
         In other words: all prefill work, queued or begun; decoding requests count for nothing.
         """
-        begun = sum(request.num_pending_tokens - 1 for request in self._running.values())
+        begun = sum(request.num_pending_tokens - 1 for request in self._running)
         return self._waiting.num_tokens + begun
 
     @property
     def num_preemptions(self) -> int:
-        """Times that a request lost its blocks to an older one."""
+        """Times that a request lost its blocks to one that comes before it."""
         return self._num_preemptions
+
+    @property
+    def num_prefix_queries(self) -> int:
+        """Prompt tokens of the requests that looked into the prefix cache when they first began."""
+        return self._num_prefix_queries
+
+    @property
+    def num_prefix_hits(self) -> int:
+        """Those of them that it held."""
+        return self._num_prefix_hits
 
     def add(self, request: GenerateRequest) -> None:
         """Queue a request. A `max_tokens` beyond the room there is ends with `LENGTH`.
@@ -85,15 +101,8 @@ class Scheduler:
         if request.request_id in self._running or request.request_id in self._waiting:
             raise RequestError("request_id", f"{request.request_id!r} is being served already")
         self._check_prompt_len(len(request.prompt_token_ids))
-        self._waiting.push(
-            RequestState(
-                request_id=request.request_id,
-                token_ids=list(request.prompt_token_ids),
-                prompt_len=len(request.prompt_token_ids),
-                params=request.params,
-                choice=request.choice,
-            )
-        )
+        self._waiting.push(RequestState.of(request, self._num_arrivals))
+        self._num_arrivals += 1
 
     def _check_prompt_len(self, prompt_len: int) -> None:
         if prompt_len == 0:
@@ -113,11 +122,20 @@ class Scheduler:
 
     def abort(self, request_id: str) -> bool:
         """Forget a request and free its blocks, in O(its blocks); False when it is unknown."""
-        request = self._running.pop(request_id, None)
+        request = self._running.remove(request_id)
         if request is None:
             return self._waiting.remove(request_id)
-        self._kv.release(request)
+        self._release(request)
         return True
+
+    def reset_prefix_cache(self) -> None:
+        """Let no request find what was computed before; running ones keep what they have."""
+        self._kv.reset_prefix_cache()
+        self._waiting.unpark_all()
+
+    def _release(self, request: RequestState) -> None:
+        for content in self._kv.release(request):
+            self._waiting.unpark(content)
 
     def schedule(self) -> Step:
         """Spend the token budget on running requests first, then admit waiting ones.
@@ -126,7 +144,7 @@ class Scheduler:
         """
         budget = self._max_num_batched_tokens
         scheduled: list[ScheduledRequest] = []
-        for request in list(self._running.values()):
+        for request in list(self._running):
             num_new = min(request.num_pending_tokens, budget)
             # A preempted request takes no part, nor do the younger ones: they left before it.
             if num_new == 0 or request.request_id not in self._running:
@@ -141,11 +159,11 @@ class Scheduler:
         return Step(tuple(scheduled))
 
     def _grow_or_preempt(self, request: RequestState, num_new_tokens: int) -> bool:
-        """Find blocks for `request`, if need be those of younger ones; False if it lost its own."""
+        """Find blocks for `request`, if need be those of others; False if it lost its own."""
         while not self._kv.grow(request, num_new_tokens):
-            _, victim = self._running.popitem()
-            self._kv.release(victim)
-            self._waiting.push_front(victim)
+            victim = self._running.pop_last()
+            self._release(victim)
+            self._waiting.push(victim)
             self._num_preemptions += 1
             if victim is request:
                 return False
@@ -156,17 +174,37 @@ class Scheduler:
 
         One whose tokens do not all fit now must wait, even if its first chunk would: it would be
         preempted halfway through its prompt. None overtakes it.
+
+        One that needs a content which a running request is about to compute is parked until that
+        is done or given up, and then finds it. Others go past it meanwhile, but none of them
+        claims a content that it needs: to need it too is to be parked. So it waits at most for
+        requests that were running when its turn came.
         """
         while budget > 0 and len(self._running) < self._max_num_seqs:
             request = self._waiting.peek()
-            if request is None or not self._kv.has_room(request.num_tokens + 1):
+            if request is None:
+                return
+            found = self._kv.find(request)
+            content = self._kv.find_claim(request, len(found))
+            if content is not None:
+                self._waiting.park(content)
+                continue
+            if not self._kv.has_room(request, found):
                 return
             self._waiting.pop()
-            self._running[request.request_id] = request
+            self._kv.admit(request, found)
+            self._running.add(request)
+            self._note_hits(request)
             num_new = min(request.num_pending_tokens, budget)
-            self._kv.grow(request, num_new)
             scheduled.append(ScheduledRequest(request, num_new))
             budget -= num_new
+
+    def _note_hits(self, request: RequestState) -> None:
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = min(request.num_computed_tokens, request.prompt_len)
+            if request.num_prompt_logprobs_left == 0:
+                self._num_prefix_queries += request.prompt_len
+                self._num_prefix_hits += request.num_cached_tokens
 
     def commit(self, step: Step, sampled: Sequence[Sampled]) -> list[TokenDelta]:
         """Note that `step` was computed, and append the ids that it sampled.
@@ -187,7 +225,8 @@ class Scheduler:
         deltas = []
         for item, result in zip(step.scheduled, sampled, strict=True):
             samples = item.samples
-            item.request.num_computed_tokens += item.num_new_tokens
+            for content in self._kv.advance(item.request, item.num_new_tokens):
+                self._waiting.unpark(content)
             if result.problem is not None:
                 deltas.append(self._fail(item.request, result.problem))
             elif samples:
@@ -195,42 +234,28 @@ class Scheduler:
         return deltas
 
     def _fail(self, request: RequestState, problem: str) -> TokenDelta:
+        self._kv.disown(request)
         self.abort(request.request_id)
         return TokenDelta(
-            request_id=request.request_id, finish_reason=FinishReason.ERROR, error=problem
+            request_id=request.request_id,
+            num_cached_tokens=_take_num_cached_tokens(request),
+            finish_reason=FinishReason.ERROR,
+            error=problem,
         )
 
     def _append(self, request: RequestState, result: Sampled) -> TokenDelta:
         (token_id,) = result.token_ids
         request.token_ids.append(token_id)
-        finish_reason, stop_token_id = self._finish(request, token_id)
-        if finish_reason is not None:
-            del self._running[request.request_id]
-            self._kv.release(request)
+        end = self._rules.end_of(request)
+        if end is not None:
+            self.abort(request.request_id)
         return TokenDelta(
             request_id=request.request_id,
             token_ids=(token_id,),
-            finish_reason=finish_reason,
-            stop_reason=stop_token_id,
+            num_cached_tokens=_take_num_cached_tokens(request),
+            finish_reason=end and end.finish_reason,
+            stop_reason=end and end.stop_token_id,
         )
-
-    def _finish(
-        self, request: RequestState, token_id: int
-    ) -> tuple[FinishReason | None, int | None]:
-        """Why `request` ends with `token_id`, if it does, and the stop token id that ended it."""
-        params = request.params
-        if token_id in self._eos_token_ids and not params.ignore_eos:
-            return FinishReason.STOP, None
-        if token_id in params.stop_token_ids:
-            return FinishReason.STOP, token_id
-        # The KV cache bounds the length too: a request that outgrew it alone could never go on.
-        if (
-            request.num_output_tokens == params.max_tokens
-            or request.num_tokens >= self._max_model_len
-            or request.num_tokens >= self._kv.capacity
-        ):
-            return FinishReason.LENGTH, None
-        return None, None
 
     def check_integrity(self) -> None:
         """Check the books: blocks, states and the count of waiting tokens. O(everything).
@@ -238,15 +263,24 @@ class Scheduler:
         Raises:
             EngineError: a block is lost or shared, or a request is in a state that cannot be.
         """
-        self._kv.check_integrity(self._running.values())
-        for request in self._running.values():
+        self._kv.check_integrity(self._running)
+        for request in self._running:
             if request.request_id in self._waiting or request.num_pending_tokens < 1:
                 raise EngineError(f"request {request.request_id} runs, but has nothing to compute")
         for request in self._waiting:
             if request.block_ids or request.num_computed_tokens:
                 raise EngineError(f"request {request.request_id} waits, but holds KV blocks")
+        self._kv.check_claimed(self._waiting.events)
         num_tokens = sum(request.num_pending_tokens for request in self._waiting)
         if num_tokens != self._waiting.num_tokens:
             raise EngineError(
                 f"{self._waiting.num_tokens} waiting tokens are counted, {num_tokens} wait"
             )
+
+
+def _take_num_cached_tokens(request: RequestState) -> int | None:
+    """For the first delta of `request` alone."""
+    if request.has_answered:
+        return None
+    request.has_answered = True
+    return request.num_cached_tokens

@@ -21,10 +21,15 @@ class Engine:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        enable_prefix_caching: bool = True,
     ) -> None:
         self.info = info
         self._executor = executor
-        self._kv = KVManager(num_blocks=executor.num_blocks, block_size=executor.block_size)
+        self._kv = KVManager(
+            num_blocks=executor.num_blocks,
+            block_size=executor.block_size,
+            enable_prefix_caching=enable_prefix_caching,
+        )
         self._scheduler = Scheduler(
             kv=self._kv,
             max_num_seqs=max_num_seqs,
@@ -72,6 +77,10 @@ class Engine:
         self._num_generated_tokens += sum(len(delta.token_ids) for delta in deltas)
         return deltas
 
+    def reset_prefix_cache(self) -> None:
+        """Let no request find what was computed before; running ones keep what they have."""
+        self._scheduler.reset_prefix_cache()
+
     def idle(self) -> None:
         """Keep the other ranks waiting in good faith.
 
@@ -96,6 +105,9 @@ class Engine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_prefix_queries=scheduler.num_prefix_queries,
+            num_prefix_hits=scheduler.num_prefix_hits,
+            numerics_fingerprint=self.info.numerics_fingerprint,
         )
 
     def close(self) -> None:

@@ -79,6 +79,7 @@ def build_engine(
         _engine_info(config, rank),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        enable_prefix_caching=config.enable_prefix_caching,
     )
 
 

@@ -1,64 +1,113 @@
 """A scheduler with a fake model whose next token is a hash of what its cache holds.
 
-The model writes every computed token into its block and slot, and samples from what it reads back
-through the block ids. So a block that is lost, shared or reused too early, a position left out or
-computed twice, or a prompt recomputed wrongly, changes tokens.
+The model writes every computed token into its block and slot, together with a hash of all that
+came before it there, and samples from what it reads back through the block ids. So a block that
+is lost, shared wrongly or reused too early, a position left out or computed twice, a draft that
+stays, or a prompt recomputed wrongly, changes tokens.
 """
 
 import random
 import zlib
-from itertools import pairwise
+from typing import NamedTuple
 
 from qwen3_ray.core.kv_manager import KVManager
 from qwen3_ray.core.scheduler import Scheduler
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
-from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
+from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta, TokenLogprobs
 from qwen3_ray.sampling_params import SamplingParams
 
 VOCAB_SIZE = 50
 EOS = 7
-Slot = tuple[int, int]
 
 
 def next_token(context: list[int]) -> int:
     return zlib.crc32(bytes(context)) % VOCAB_SIZE
 
 
+def prompt_logprob(context: list[int], token_id: int) -> TokenLogprobs:
+    """Of `token_id` after `context`."""
+    return TokenLogprobs(token_id=token_id, logprob=-float(next_token(context)), rank=1)
+
+
+class Slot(NamedTuple):
+    """Keys and values of one position: they follow from its token and all before it."""
+
+    position: int
+    token_id: int
+    history: int
+
+
+def slot_after(before: Slot | None, token_id: int) -> Slot:
+    if before is None:
+        return Slot(0, token_id, zlib.crc32(bytes([token_id])))
+    history = zlib.crc32(bytes([token_id]), before.history)
+    return Slot(before.position + 1, token_id, history)
+
+
 class FakeModel:
-    """Executes steps on a paged cache of (position, token id), and keeps a log of the work."""
+    """Executes steps on a paged cache of slots, and keeps a log of the work."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
-        self.cache: list[list[Slot]] = [[(-1, -1)] * block_size for _ in range(num_blocks)]
+        self.cache: list[Slot | None] = [None] * (num_blocks * block_size)
         self.computed: dict[str, list[tuple[int, int]]] = {}
+
+    @property
+    def num_computed_tokens(self) -> int:
+        return sum(end - start for spans in self.computed.values() for start, end in spans)
 
     def execute(self, step: Step) -> list[Sampled]:
         for item in step.scheduled:
             self._write(item)
-        return [
-            Sampled((next_token(self._read(item)),)) if item.samples else Sampled()
-            for item in step.scheduled
-        ]
+        return [self._sample(item) for item in step.scheduled]
 
     def _write(self, item: ScheduledRequest) -> None:
         request = item.request
         start = request.num_computed_tokens
         end = start + item.num_new_tokens
-        self.computed.setdefault(request.request_id, []).append((start, end))
+        token_ids = request.token_ids[: end - item.num_drafts]
+        token_ids += request.draft_token_ids[: item.num_drafts]
+        assert len(token_ids) == end
+        self.computed.setdefault(request.request_id, []).append((start, end - item.num_drafts))
         for position in range(start, end):
-            block_id = request.block_ids[position // self.block_size]
-            slot = (position, request.token_ids[position])
-            self.cache[block_id][position % self.block_size] = slot
+            before = self.cache[self._place(item, position - 1)] if position else None
+            assert position == 0 or before is not None
+            self.cache[self._place(item, position)] = slot_after(before, token_ids[position])
+
+    def _sample(self, item: ScheduledRequest) -> Sampled:
+        request = item.request
+        context = self._read(item)
+        scores = [
+            prompt_logprob(context[: position + 1], request.token_ids[position + 1])
+            for position in item.prompt_logprob_rows
+        ]
+        token_ids: list[int] = []
+        if item.samples:
+            drafts = request.draft_token_ids[: item.num_drafts]
+            for count in range(item.num_sampled_rows):
+                token_ids.append(next_token(context[: request.num_tokens + count]))
+                if drafts[count : count + 1] != token_ids[-1:]:
+                    break
+        return Sampled(tuple(token_ids), prompt_logprobs=tuple(scores))
 
     def _read(self, item: ScheduledRequest) -> list[int]:
-        num_tokens = item.request.num_tokens
-        slots = [slot for block_id in item.request.block_ids for slot in self.cache[block_id]]
-        assert [position for position, _ in slots[:num_tokens]] == list(range(num_tokens))
-        return [token_id for _, token_id in slots[:num_tokens]]
+        context = []
+        before: Slot | None = None
+        for position in range(item.request.num_computed_tokens + item.num_new_tokens):
+            slot = self.cache[self._place(item, position)]
+            assert slot is not None
+            before = slot_after(before, slot.token_id)
+            assert slot == before
+            context.append(slot.token_id)
+        return context
+
+    def _place(self, item: ScheduledRequest, position: int) -> int:
+        block, offset = divmod(position, self.block_size)
+        return item.request.block_ids[block] * self.block_size + offset
 
 
 class Rig:
-    """A scheduler with its fake model, checked after each step."""
+    """A scheduler with its fake model, checked before and after each step."""
 
     def __init__(
         self,
@@ -68,8 +117,13 @@ class Rig:
         max_num_seqs: int = 8,
         max_num_batched_tokens: int = 16,
         max_model_len: int = 1_000,
+        enable_prefix_caching: bool = True,
     ) -> None:
-        self.kv = KVManager(num_blocks=num_blocks, block_size=block_size)
+        self.kv = KVManager(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            enable_prefix_caching=enable_prefix_caching,
+        )
         self.model = FakeModel(num_blocks, block_size)
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
@@ -83,11 +137,14 @@ class Rig:
         )
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, tuple[FinishReason, int | str | None]] = {}
+        self.cached: dict[str, int] = {}
         self.finish_steps: dict[str, int] = {}
+        self.first_token_steps: dict[str, int] = {}
         self.num_steps = 0
 
     def step(self) -> Step:
         step = self.scheduler.schedule()
+        self.scheduler.check_integrity()
         assert step.num_tokens <= self.max_num_batched_tokens
         assert self.scheduler.num_running <= self.max_num_seqs
         assert bool(step.scheduled) == self.scheduler.has_unfinished
@@ -98,11 +155,17 @@ class Rig:
         return step
 
     def _note(self, delta: TokenDelta) -> None:
-        assert delta.request_id not in self.ends, "tokens after the end"
-        self.tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+        request_id = delta.request_id
+        assert request_id not in self.ends, "tokens after the end"
+        assert (delta.num_cached_tokens is None) == (request_id in self.cached)
+        if delta.num_cached_tokens is not None:
+            self.cached[request_id] = delta.num_cached_tokens
+        self.tokens.setdefault(request_id, []).extend(delta.token_ids)
+        if delta.token_ids:
+            self.first_token_steps.setdefault(request_id, self.num_steps)
         if delta.finish_reason is not None:
-            self.ends[delta.request_id] = (delta.finish_reason, delta.stop_reason)
-            self.finish_steps[delta.request_id] = self.num_steps
+            self.ends[request_id] = (delta.finish_reason, delta.stop_reason)
+            self.finish_steps[request_id] = self.num_steps
 
     def run(self, max_steps: int = 5_000) -> None:
         while self.scheduler.has_unfinished:
@@ -111,13 +174,26 @@ class Rig:
 
 
 def make_request(
-    request_id: str, num_tokens: int, params: SamplingParams | None = None
+    request_id: str,
+    num_tokens: int,
+    params: SamplingParams | None = None,
+    *,
+    like: str = "",
+    num_shared: int = 0,
+    priority: int = 0,
+    cache_salt: str = "",
 ) -> GenerateRequest:
-    rng = random.Random(request_id)
+    """A request with a prompt of its own, whose first `num_shared` tokens are those of `like`."""
+    shared, own = random.Random(like), random.Random(request_id)
     return GenerateRequest(
         request_id=request_id,
-        prompt_token_ids=tuple(rng.randrange(VOCAB_SIZE) for _ in range(num_tokens)),
+        prompt_token_ids=tuple(
+            (shared if position < num_shared else own).randrange(VOCAB_SIZE)
+            for position in range(num_tokens)
+        ),
         params=params or SamplingParams(ignore_eos=True),
+        priority=priority,
+        cache_salt=cache_salt,
     )
 
 
@@ -139,11 +215,11 @@ def oracle(
             return output, (FinishReason.LENGTH, None)
 
 
-def check_contiguous(spans: list[tuple[int, int]]) -> int:
-    """Spans continue one another, or restart at 0. Returns the number of restarts."""
-    assert spans[0][0] == 0
-    num_restarts = 0
-    for (_, end), (start, _) in pairwise(spans):
-        assert start in {0, end}
-        num_restarts += start == 0
+def count_restarts(spans: list[tuple[int, int]], block_size: int) -> int:
+    """Spans continue one another, or restart behind full blocks that they computed before."""
+    num_restarts, end = 0, spans[0][0]
+    for start, stop in spans:
+        assert start == end or (start % block_size == 0 and start < end)
+        num_restarts += start != end
+        end = stop
     return num_restarts

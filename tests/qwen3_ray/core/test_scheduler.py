@@ -6,7 +6,7 @@ from qwen3_ray.core.step import Sampled
 from qwen3_ray.errors import EngineError, PromptTooLongError, RequestError
 from qwen3_ray.request import FinishReason, TokenDelta
 from qwen3_ray.sampling_params import SamplingParams
-from tests.qwen3_ray.core.rig import EOS, Rig, check_contiguous, make_request, oracle
+from tests.qwen3_ray.core.rig import EOS, Rig, count_restarts, make_request, oracle
 
 
 def test_endless_new_requests_do_not_starve_an_old_long_one() -> None:
@@ -53,11 +53,11 @@ def test_the_youngest_loses_its_blocks_and_continues_as_if_nothing_had_happened(
         rig.scheduler.add(request)
     rig.run()
     assert rig.scheduler.num_preemptions > 0
-    restarts = {name: check_contiguous(spans) for name, spans in rig.model.computed.items()}
+    restarts = {name: count_restarts(spans, 4) for name, spans in rig.model.computed.items()}
     assert restarts["a"] == 0
     assert restarts["c"] > 0
-    # A resume recomputes the output too: its first span ends beyond the prompt.
-    assert any(start == 0 and end > 7 for start, end in rig.model.computed["c"])
+    # A resume recomputes the output too, where the prefix cache has lost it.
+    assert any(end > start + 1 and end > 7 for start, end in rig.model.computed["c"])
     for request in requests:
         assert rig.tokens[request.request_id] == oracle(request, rig.max_len)[0]
 
@@ -123,7 +123,11 @@ def test_an_output_ends_for_the_first_reason_that_holds(
     rig.scheduler.add(make_request("a", 3, params))
     (delta,) = rig.scheduler.commit(rig.scheduler.schedule(), [Sampled((sampled,))])
     assert delta == TokenDelta(
-        request_id="a", token_ids=(sampled,), finish_reason=end[0], stop_reason=end[1]
+        request_id="a",
+        token_ids=(sampled,),
+        num_cached_tokens=0,
+        finish_reason=end[0],
+        stop_reason=end[1],
     )
     assert rig.scheduler.has_unfinished == (end[0] is None)
     assert (rig.kv.usage > 0) == (end[0] is None)

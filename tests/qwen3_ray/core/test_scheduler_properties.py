@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from qwen3_ray.core.step import Sampled
 from qwen3_ray.errors import RequestError
 from qwen3_ray.request import GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
-from tests.qwen3_ray.core.rig import VOCAB_SIZE, Rig, check_contiguous, make_request, oracle
+from tests.qwen3_ray.core.rig import VOCAB_SIZE, Rig, count_restarts, make_request, oracle
 
 PARAMS = st.builds(
     SamplingParams,
@@ -28,51 +29,116 @@ RIGS = st.builds(
     max_num_seqs=st.integers(2, 6),
     max_num_batched_tokens=st.integers(6, 20),
     max_model_len=st.integers(12, 48),
+    enable_prefix_caching=st.sampled_from([True, True, True, False]),
 )
-ADD = st.tuples(st.integers(0, 14), PARAMS)
+
+
+class Add(NamedTuple):
+    """Prompts begin like one of two, so that they share all lengths of prefixes."""
+
+    num_tokens: int
+    params: SamplingParams
+    like: str
+    num_shared: int
+    priority: int
+    cache_salt: str
+
+    def request(self, request_id: str) -> GenerateRequest:
+        return make_request(
+            request_id,
+            self.num_tokens,
+            self.params,
+            like=self.like,
+            num_shared=self.num_shared,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+        )
+
+
+ADD = st.builds(
+    Add,
+    num_tokens=st.integers(0, 14),
+    params=PARAMS,
+    like=st.sampled_from("xy"),
+    num_shared=st.integers(0, 14),
+    priority=st.sampled_from([0, 0, 0, -1, 1]),
+    cache_salt=st.sampled_from(["", "", "salt"]),
+)
 ABORT = st.integers(0, 50)
-STEPS = st.sampled_from(["step", "steps"])
-SCHEDULES = st.lists(st.one_of(ADD, ADD, ADD, STEPS, STEPS, ABORT), min_size=8, max_size=40)
+OTHER = st.sampled_from(["step", "step", "steps", "steps", "steps", "reset"])
+SCHEDULES = st.lists(st.one_of(ADD, ADD, ADD, OTHER, OTHER, ABORT), min_size=8, max_size=40)
+
+
+class Play:
+    """Plays a schedule of events on a rig, and knows what each request must have got."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.accepted: dict[str, GenerateRequest] = {}
+        self.aborted: set[str] = set()
+
+    def act(self, number: int, action: Add | int | str) -> None:
+        if isinstance(action, Add):
+            self.add(action.request(str(number)))
+        elif isinstance(action, int):
+            self.abort(action)
+        elif action == "reset":
+            self.rig.scheduler.reset_prefix_cache()
+        else:
+            for _ in range(1 if action == "step" else 5):
+                self.rig.step()
+        self.rig.scheduler.check_integrity()
+
+    def add(self, request: GenerateRequest) -> None:
+        if 1 <= len(request.prompt_token_ids) < self.rig.max_len:
+            self.rig.scheduler.add(request)
+            self.accepted[request.request_id] = request
+        else:
+            with pytest.raises(RequestError):
+                self.rig.scheduler.add(request)
+
+    def abort(self, pick: int) -> None:
+        if not self.accepted:
+            return
+        request_id = list(self.accepted)[pick % len(self.accepted)]
+        unfinished = request_id not in self.rig.ends and request_id not in self.aborted
+        assert self.rig.scheduler.abort(request_id) == unfinished
+        if unfinished:
+            self.aborted.add(request_id)
+
+    def check_answers(self) -> None:
+        rig = self.rig
+        assert set(rig.ends) == set(self.accepted) - self.aborted
+        for request_id, request in self.accepted.items():
+            output, end = oracle(request, rig.max_len)
+            given = rig.tokens.get(request_id, [])
+            assert given == output[: len(given)]
+            if request_id not in self.aborted:
+                assert (given, rig.ends[request_id]) == (output, end)
+
+    def check_work(self) -> None:
+        """Nothing is computed twice but after a preemption, nor left out but what was found."""
+        rig = self.rig
+        spans = rig.model.computed
+        restarts = sum(count_restarts(of_one, rig.kv.block_size) for of_one in spans.values())
+        assert restarts <= rig.scheduler.num_preemptions
+        for request_id, num_cached in rig.cached.items():
+            first = spans[request_id][0][0]
+            assert num_cached == min(first, len(self.accepted[request_id].prompt_token_ids))
+        assert (rig.kv.usage, rig.scheduler.num_waiting_tokens) == (0.0, 0)
 
 
 @settings(max_examples=300, deadline=None)
 @given(rig=RIGS, schedule=SCHEDULES)
-def test_any_schedule_of_adds_aborts_and_steps_gives_each_request_its_own_answer(
-    rig: Rig, schedule: list[tuple[int, SamplingParams] | int | str]
+def test_any_schedule_of_events_gives_each_request_its_own_answer(
+    rig: Rig, schedule: list[Add | int | str]
 ) -> None:
-    accepted: dict[str, GenerateRequest] = {}
-    aborted: set[str] = set()
+    play = Play(rig)
     for number, action in enumerate(schedule):
-        if isinstance(action, tuple):
-            request = make_request(str(number), *action)
-            if 1 <= action[0] < rig.max_len:
-                rig.scheduler.add(request)
-                accepted[request.request_id] = request
-            else:
-                with pytest.raises(RequestError):
-                    rig.scheduler.add(request)
-        elif isinstance(action, int) and accepted:
-            request_id = list(accepted)[action % len(accepted)]
-            unfinished = request_id not in rig.ends and request_id not in aborted
-            assert rig.scheduler.abort(request_id) == unfinished
-            if unfinished:
-                aborted.add(request_id)
-        else:
-            for _ in range(1 if action == "step" else 5):
-                rig.step()
-        rig.scheduler.check_integrity()
+        play.act(number, action)
     rig.run()
-
-    assert set(rig.ends) == set(accepted) - aborted
-    for request_id, request in accepted.items():
-        output, end = oracle(request, rig.max_len)
-        given = rig.tokens.get(request_id, [])
-        assert given == output[: len(given)]
-        if request_id not in aborted:
-            assert (given, rig.ends[request_id]) == (output, end)
-    restarts = sum(check_contiguous(spans) for spans in rig.model.computed.values())
-    assert restarts <= rig.scheduler.num_preemptions
-    assert (rig.kv.usage, rig.scheduler.num_waiting_tokens) == (0.0, 0)
+    play.check_answers()
+    play.check_work()
 
 
 @settings(max_examples=50, deadline=None)

@@ -6,48 +6,91 @@ from qwen3_ray.core.waiting_queue import WaitingQueue
 from qwen3_ray.sampling_params import SamplingParams
 
 
-def make_state(request_id: str, num_tokens: int) -> RequestState:
+def make_state(number: int, num_tokens: int, priority: int = 0) -> RequestState:
     return RequestState(
-        request_id=request_id, token_ids=[0] * num_tokens, prompt_len=1, params=SamplingParams()
+        request_id=str(number),
+        token_ids=[0] * num_tokens,
+        prompt_len=1,
+        params=SamplingParams(),
+        rank=(priority, number),
     )
 
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["push", "push_front", "pop", "remove"]), st.integers(1, 9), st.integers()
+        st.sampled_from(["push", "push", "push back", "pop", "remove", "park", "unpark"]),
+        st.integers(1, 9),
+        st.integers(0, 3),
     ),
-    max_size=40,
+    max_size=60,
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(operations=OPERATIONS)
-def test_the_queue_behaves_like_a_list_and_counts_its_tokens(
+def test_the_queue_behaves_like_a_list_sorted_by_rank(
     operations: list[tuple[str, int, int]],
 ) -> None:
-    queue, oracle = WaitingQueue(), list[RequestState]()
+    queue = WaitingQueue()
+    ready, taken = list[RequestState](), list[RequestState]()
+    parked: dict[bytes, list[RequestState]] = {}
     for number, (operation, num_tokens, pick) in enumerate(operations):
-        request = make_state(str(number), num_tokens)
+        waiting = [*ready, *(request for requests in parked.values() for request in requests)]
+        event = bytes([pick % 2])
         if operation == "push":
-            queue.push(request)
-            oracle.append(request)
-        elif operation == "push_front":
-            queue.push_front(request)
-            oracle.insert(0, request)
-        elif operation == "pop" and oracle:
-            assert queue.pop() is oracle.pop(0)
-        elif operation == "remove" and oracle:
-            victim = oracle.pop(pick % len(oracle))
+            ready.append(make_state(number, num_tokens, pick))
+            queue.push(ready[-1])
+        elif operation == "push back" and taken:
+            ready.append(taken.pop())
+            queue.push(ready[-1])
+        elif operation == "pop" and ready:
+            taken.append(queue.pop())
+            assert taken[-1] is ready.pop(0)
+        elif operation == "remove" and waiting:
+            victim = waiting[pick % len(waiting)]
             assert queue.remove(victim.request_id)
             assert victim.request_id not in queue
-        assert list(queue) == oracle
-        assert len(queue) == len(oracle)
-        assert queue.peek() is (oracle[0] if oracle else None)
-        assert queue.num_tokens == sum(request.num_tokens for request in oracle)
+            for requests in (ready, *parked.values()):
+                requests[:] = [request for request in requests if request is not victim]
+        elif operation == "park" and ready:
+            queue.park(event)
+            parked.setdefault(event, []).append(ready.pop(0))
+        elif operation == "unpark":
+            queue.unpark(event)
+            ready += parked.pop(event, [])
+        ready.sort(key=lambda request: request.rank)
+        check(queue, ready, parked)
+    queue.unpark_all()
+    ready += [request for requests in parked.values() for request in requests]
+    ready.sort(key=lambda request: request.rank)
+    assert [queue.pop() for _ in range(len(queue))] == ready
+
+
+def check(
+    queue: WaitingQueue, ready: list[RequestState], parked: dict[bytes, list[RequestState]]
+) -> None:
+    waiting = [*ready, *(request for requests in parked.values() for request in requests)]
+    assert queue.peek() is (ready[0] if ready else None)
+    assert sorted(map(id, queue)) == sorted(map(id, waiting))
+    assert len(queue) == len(waiting)
+    assert queue.num_tokens == sum(request.num_tokens for request in waiting)
+    assert queue.events == {event for event, requests in parked.items() if requests}
+
+
+def test_an_id_used_again_is_another_request() -> None:
+    queue = WaitingQueue()
+    first, second = make_state(1, 3), make_state(1, 5)
+    queue.push(first)
+    queue.park(b"")
+    queue.remove("1")
+    queue.push(second)
+    queue.unpark(b"")
+    assert queue.pop() is second
+    assert queue.peek() is None
 
 
 def test_removing_a_stranger_changes_nothing() -> None:
     queue = WaitingQueue()
-    queue.push(make_state("a", 3))
+    queue.push(make_state(1, 3))
     assert not queue.remove("b")
     assert (len(queue), queue.num_tokens) == (1, 3)

@@ -45,7 +45,7 @@ def test_requests_join_a_running_batch_and_leave_it_one_by_one() -> None:
     executor = FakeExecutor()
     engine = make_fake_engine(executor, max_num_batched_tokens=8)
     first = make_request("a", range(5), max_tokens=5)
-    second = make_request("b", range(10), max_tokens=2)
+    second = make_request("b", range(100, 110), max_tokens=2)
     engine.add_request(first)
     deltas = engine.step()
     engine.add_request(second)

@@ -1,0 +1,52 @@
+"""When an output ends."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qwen3_ray.core.request_state import RequestState
+from qwen3_ray.request import FinishReason
+
+
+class End(NamedTuple):
+    """Why an output ended, and the stop token id that ended it, if one did."""
+
+    finish_reason: FinishReason
+    stop_token_id: int | None = None
+
+
+class EndRules:
+    """The rules that hold for all requests of an engine.
+
+    Args:
+        eos_token_ids: the model's end-of-text tokens.
+        max_len: tokens of prompt and output together that fit the context and the KV cache. The
+            cache bounds the length too: a request that outgrew it alone could never go on.
+    """
+
+    def __init__(self, eos_token_ids: frozenset[int], max_len: int) -> None:
+        self._eos_token_ids = eos_token_ids
+        self._max_len = max_len
+
+    def end_of(self, request: RequestState) -> End | None:
+        """Why `request` ends with its last known token; None if it goes on.
+
+        End-of-text and stop tokens up to the `min_tokens`-th token are tokens like others.
+        """
+        params = request.params
+        if request.num_output_tokens > params.min_tokens:
+            token_id = request.token_ids[-1]
+            if token_id in self._eos_token_ids and not params.ignore_eos:
+                return End(FinishReason.STOP)
+            if token_id in params.stop_token_ids:
+                return End(FinishReason.STOP, token_id)
+        if self.num_tokens_left(request) <= 0:
+            return End(FinishReason.LENGTH)
+        return None
+
+    def num_tokens_left(self, request: RequestState) -> int:
+        """How many more tokens may be sampled."""
+        num_left = self._max_len - request.num_tokens
+        if request.params.max_tokens is not None:
+            num_left = min(num_left, request.params.max_tokens - request.num_output_tokens)
+        return num_left
