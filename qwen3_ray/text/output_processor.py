@@ -7,10 +7,12 @@ the same text, with the same stop. So a stream can be rebuilt from its ids anywh
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 from qwen3_ray.request import FinishReason
+from qwen3_ray.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +47,14 @@ class StopMatcher:
 
     Text that may be the beginning of a stop string is held back. When one piece completes several
     of them, the one that begins first wins, then the one given first.
+
+    Args:
+        includes_stop: the stop string itself is passed on too.
     """
 
-    def __init__(self, stop_strings: Sequence[str]) -> None:
+    def __init__(self, stop_strings: Sequence[str], *, includes_stop: bool = False) -> None:
         self._stop_strings = tuple(stop_strings)
+        self._includes_stop = includes_stop
         self._beginnings = frozenset(
             stop[:length] for stop in stop_strings for length in range(1, len(stop))
         )
@@ -60,14 +66,24 @@ class StopMatcher:
 
         After a stop the matcher is spent.
         """
-        # Only what is held back can begin a match with `text`, so nothing else is searched.
-        text = self._held + text
-        found = [(at, stop) for stop in self._stop_strings if (at := text.find(stop)) >= 0]
+        # Only what is held back can begin a match that ends in `text`; nothing else is searched.
+        num_held = len(self._held)
+        whole = self._held + text
+        found = [
+            (at, stop)
+            for stop in self._stop_strings
+            if (at := whole.find(stop, max(0, num_held + 1 - len(stop)))) >= 0
+        ]
         if found:
             at, stop_string = min(found, key=lambda match: match[0])
-            return text[:at], stop_string
+            return whole[: at + len(stop_string) * self._includes_stop], stop_string
+        return self.skip(text), None
+
+    def skip(self, text: str) -> str:
+        """The text that can be passed on now; stop strings that `text` completes do not count."""
+        text = self._held + text
         self._held = self._beginning_at_end(text)
-        return text[: len(text) - len(self._held)], None
+        return text[: len(text) - len(self._held)]
 
     def finish(self) -> str:
         """The text held back: it never became a stop string."""
@@ -82,39 +98,91 @@ class StopMatcher:
         return ""
 
 
+class TokenBytes(Protocol):
+    """The bytes of tokens, as `Tokenizer` gives them."""
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+    def output_bytes(self, token_id: int) -> bytes: ...
+
+
 class OutputProcessor:
     """Text of one output. A push costs O(its ids and their text), not O(the output).
 
     Args:
-        token_bytes: the bytes that a token adds to the text, empty for special tokens
-            (`Tokenizer.output_bytes`).
+        token_bytes: the bytes that a token adds to the text, empty for special tokens if they are
+            to be left out (`Tokenizer.output_bytes`).
         stop_strings: none of them empty; the first token whose text completes one ends the output.
+        min_tokens: the first tokens of the output, as many, do not end it.
+        includes_stop: what ended the output, stop string or stop token, is part of the text.
+        stop_token_ids: all ids that end the output. None: an output that ends with `STOP` always
+            ends with such an id. (Without one it ends when its form is complete.)
     """
 
     def __init__(
-        self, token_bytes: Callable[[int], bytes], stop_strings: Sequence[str] = ()
+        self,
+        token_bytes: Callable[[int], bytes],
+        stop_strings: Sequence[str] = (),
+        *,
+        min_tokens: int = 0,
+        includes_stop: bool = False,
+        stop_token_ids: Collection[int] | None = None,
     ) -> None:
         self._token_bytes = token_bytes
+        self._min_tokens = min_tokens
+        self._includes_stop = includes_stop
+        self._stop_token_ids = stop_token_ids
         self._detokenizer = Detokenizer()
-        self._matcher = StopMatcher(stop_strings) if stop_strings else None
+        self._matcher = (
+            StopMatcher(stop_strings, includes_stop=includes_stop) if stop_strings else None
+        )
+        self._num_tokens = 0
         self._stop_string: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        params: SamplingParams,
+        tokenizer: TokenBytes,
+        *,
+        eos_token_ids: Collection[int] | None = None,
+    ) -> Self:
+        """What `params` ask for; `eos_token_ids` are the model's, None when they are not known."""
+        stop_token_ids: frozenset[int] | None = None
+        if eos_token_ids is not None:
+            eos = () if params.ignore_eos else eos_token_ids
+            stop_token_ids = frozenset((*eos, *params.stop_token_ids))
+        skips = params.skip_special_tokens
+        return cls(
+            tokenizer.output_bytes if skips else tokenizer.token_bytes,
+            params.stop_strings,
+            min_tokens=params.min_tokens,
+            includes_stop=params.include_stop_str_in_output,
+            stop_token_ids=stop_token_ids,
+        )
 
     def push(
         self, token_ids: Sequence[int], finish_reason: FinishReason | None = None
     ) -> TextDelta:
         """Take the next ids, and with `finish_reason` the output's end.
 
-        An output that ends with `STOP` has its stop token as last id; that one adds no text. Ids
-        that come after a stop string, before the engine heard of it, are discarded.
+        An output that ends with `STOP` has its stop token as last id; that one adds no text (but
+        see `includes_stop`). Ids that come after a stop string, before the engine heard of it, are
+        discarded.
         """
         if self._stop_string is not None:
             return TextDelta(text="", num_kept_tokens=0, stop_string=self._stop_string)
-        if finish_reason is FinishReason.STOP:
-            delta = self._push(token_ids[:-1], finished=True)
-            if delta.stop_string is not None:
-                return delta
-            return TextDelta(text=delta.text, num_kept_tokens=len(token_ids))
-        return self._push(token_ids, finished=finish_reason is not None)
+        visible = token_ids
+        if finish_reason is FinishReason.STOP and self._ends_invisibly(token_ids):
+            visible = token_ids[:-1]
+        delta = self._push(visible, finished=finish_reason is not None)
+        if delta.stop_string is not None:
+            return delta
+        return replace(delta, num_kept_tokens=len(token_ids))
+
+    def _ends_invisibly(self, token_ids: Sequence[int]) -> bool:
+        if self._includes_stop or not token_ids:
+            return False
+        return self._stop_token_ids is None or token_ids[-1] in self._stop_token_ids
 
     def _push(self, token_ids: Sequence[int], *, finished: bool) -> TextDelta:
         if self._matcher is None:
@@ -131,15 +199,21 @@ class OutputProcessor:
         num_kept = 0
         for token_id in token_ids:
             num_kept += 1
-            text, self._stop_string = matcher.push(
-                self._detokenizer.push(self._token_bytes(token_id))
-            )
-            passed.append(text)
+            self._num_tokens += 1
+            passed.append(self._match(matcher, self._detokenizer.push(self._token_bytes(token_id))))
             if self._stop_string is not None:
                 break
         if finished and self._stop_string is None:
-            text, self._stop_string = matcher.push(self._detokenizer.finish())
-            passed.append(text if self._stop_string is not None else text + matcher.finish())
+            passed.append(self._match(matcher, self._detokenizer.finish()))
+            if self._stop_string is None:
+                passed.append(matcher.finish())
         return TextDelta(
             text="".join(passed), num_kept_tokens=num_kept, stop_string=self._stop_string
         )
+
+    def _match(self, matcher: StopMatcher, text: str) -> str:
+        """What can be passed on of the text of the last token."""
+        if self._num_tokens <= self._min_tokens:
+            return matcher.skip(text)
+        passed, self._stop_string = matcher.push(text)
+        return passed

@@ -1,7 +1,8 @@
 """Streaming text against its plain definition: decode what there is, cut at the first stop."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwen3_ray.request import FinishReason
+from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.text.output_processor import Detokenizer, OutputProcessor, StopMatcher, TextDelta
 
 # Whole characters, parts of characters, overlapping beginnings of stop strings, and two tokens
@@ -30,39 +32,84 @@ CUTS = st.lists(st.integers(0, 24), max_size=6)
 FINISH_REASONS = st.sampled_from([None, *FinishReason])
 
 
+@dataclass(frozen=True)
+class Rules:
+    """Arguments of an `OutputProcessor`."""
+
+    stops: Sequence[str] = ()
+    min_tokens: int = 0
+    includes_stop: bool = False
+    stop_token_ids: Collection[int] | None = None
+
+    def processor(self) -> OutputProcessor:
+        return OutputProcessor(
+            TOKENS.__getitem__,
+            self.stops,
+            min_tokens=self.min_tokens,
+            includes_stop=self.includes_stop,
+            stop_token_ids=self.stop_token_ids,
+        )
+
+    def hides_last(self, token_ids: Sequence[int], finish_reason: FinishReason | None) -> bool:
+        stopped = finish_reason is FinishReason.STOP and not self.includes_stop and bool(token_ids)
+        return stopped and (self.stop_token_ids is None or token_ids[-1] in self.stop_token_ids)
+
+
+RULES = st.builds(
+    Rules,
+    stops=STOPS,
+    min_tokens=st.sampled_from([0, 0, 1, 3, 9]),
+    includes_stop=st.booleans(),
+    stop_token_ids=st.sampled_from([None, None, {1, 6}]),
+)
+
+
 def by_definition(
-    token_ids: Sequence[int], stops: Sequence[str], finish_reason: FinishReason | None
+    token_ids: Sequence[int], rules: Rules, finish_reason: FinishReason | None
 ) -> tuple[str | None, int, str | None]:
     """(text, kept tokens, stop string); text None where it is not complete yet."""
-    visible = token_ids[:-1] if finish_reason is FinishReason.STOP else token_ids
-    for num_kept in range(len(visible) + 1):
-        # The characters known after that many tokens: all but an unfinished one at the end.
-        data = b"".join(TOKENS[token_id] for token_id in visible[:num_kept])
-        text = Detokenizer().push(data)
-        if cut := first_stop(text, stops):
-            return text[: cut[0]], num_kept, cut[1]
+    visible = token_ids[:-1] if rules.hides_last(token_ids, finish_reason) else token_ids
+    skipped = len(known_text(visible[: rules.min_tokens]))
+    for num_kept in range(rules.min_tokens + 1, len(visible) + 1):
+        if cut := first_stop(known_text(visible[:num_kept]), rules, skipped):
+            return cut[0], num_kept, cut[1]
     text = b"".join(TOKENS[token_id] for token_id in visible).decode(errors="replace")
     if finish_reason is None:
         return None, len(token_ids), None
-    if cut := first_stop(text, stops):
-        return text[: cut[0]], len(visible), cut[1]
+    # The end of the text belongs to the last token.
+    if len(visible) > rules.min_tokens and (cut := first_stop(text, rules, skipped)):
+        return cut[0], len(visible), cut[1]
     return text, len(token_ids), None
 
 
-def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
-    found = [(text.find(stop), order) for order, stop in enumerate(stops) if stop in text]
-    return (min(found)[0], stops[min(found)[1]]) if found else None
+def known_text(token_ids: Sequence[int]) -> str:
+    """The characters known after some tokens: all but an unfinished one at the end."""
+    return Detokenizer().push(b"".join(TOKENS[token_id] for token_id in token_ids))
+
+
+def first_stop(text: str, rules: Rules, skipped: int) -> tuple[str, str] | None:
+    """The text up to the first stop string that ends after `skipped` characters, and that one."""
+    found = [
+        (at, order, stop)
+        for order, stop in enumerate(rules.stops)
+        for at in range(len(text))
+        if text.startswith(stop, at) and at + len(stop) > skipped
+    ]
+    if not found:
+        return None
+    at, _, stop = min(found)
+    return text[: at + len(stop) if rules.includes_stop else at], stop
 
 
 def run(
     token_ids: Sequence[int],
-    stops: Sequence[str],
+    rules: Rules,
     finish_reason: FinishReason | None,
     cuts: Sequence[int] = (),
 ) -> tuple[str, int, str | None]:
     """Push `token_ids` cut at `cuts`; (text, kept tokens, stop string)."""
-    processor = OutputProcessor(TOKENS.__getitem__, stops)
-    last = len(token_ids) - (finish_reason is FinishReason.STOP)
+    processor = rules.processor()
+    last = len(token_ids) - rules.hides_last(token_ids, finish_reason)
     bounds = [0, *sorted(cut for cut in cuts if cut <= last), len(token_ids)]
     pieces = [token_ids[low:high] for low, high in pairwise(bounds)]
     deltas = [processor.push(piece) for piece in pieces[:-1]]
@@ -74,15 +121,16 @@ def run(
     )
 
 
-@settings(max_examples=400, deadline=None)
-@given(token_ids=TOKEN_IDS, stops=STOPS, finish_reason=FINISH_REASONS, cuts=CUTS)
-@example(token_ids=[], stops=["a"], finish_reason=FinishReason.STOP, cuts=[0])
+@settings(max_examples=600, deadline=None)
+@given(token_ids=TOKEN_IDS, rules=RULES, finish_reason=FINISH_REASONS, cuts=CUTS)
+@example(token_ids=[], rules=Rules(["a"]), finish_reason=FinishReason.STOP, cuts=[0])
+@example(token_ids=[4, 0, 1, 1], rules=Rules(["aba", "b"], 2), finish_reason=None, cuts=[])
 def test_text_is_its_definition_however_the_ids_are_cut(
-    token_ids: list[int], stops: list[str], finish_reason: FinishReason | None, cuts: list[int]
+    token_ids: list[int], rules: Rules, finish_reason: FinishReason | None, cuts: list[int]
 ) -> None:
-    result = run(token_ids, stops, finish_reason, cuts)
-    assert result == run(token_ids, stops, finish_reason)
-    text, num_kept, stop_string = by_definition(token_ids, stops, finish_reason)
+    result = run(token_ids, rules, finish_reason, cuts)
+    assert result == run(token_ids, rules, finish_reason)
+    text, num_kept, stop_string = by_definition(token_ids, rules, finish_reason)
     assert result[1:] == (num_kept, stop_string)
     if text is not None:
         assert result[0] == text
@@ -93,9 +141,9 @@ def test_text_is_its_definition_however_the_ids_are_cut(
 def test_nothing_more_is_held_back_than_an_unfinished_character_or_stop_string(
     token_ids: list[int], stops: list[str]
 ) -> None:
-    text, _, stop_string = run(token_ids, stops, None)
+    text, _, stop_string = run(token_ids, Rules(stops), None)
     if stop_string is None:
-        known = Detokenizer().push(b"".join(TOKENS[token_id] for token_id in token_ids))
+        known = known_text(token_ids)
         held = known.removeprefix(text)
         assert known == text + held
         assert held == "" or any(stop.startswith(held) for stop in stops)
@@ -168,6 +216,59 @@ def test_the_token_that_stops_an_output_counts_but_adds_no_text(stops: list[str]
     processor = OutputProcessor(TOKENS.__getitem__, stops)
     delta = processor.push(ids(b"a", b"b"), FinishReason.STOP)
     assert delta == TextDelta(text="a", num_kept_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("stop_token_ids", "text"), [(None, "a"), ([TOKENS.index(b"b")], "a"), ([7], "ab")]
+)
+def test_an_output_whose_form_is_complete_stops_without_a_stop_token(
+    stop_token_ids: list[int] | None, text: str
+) -> None:
+    processor = OutputProcessor(TOKENS.__getitem__, stop_token_ids=stop_token_ids)
+    delta = processor.push(ids(b"a", b"b"), FinishReason.STOP)
+    assert delta == TextDelta(text=text, num_kept_tokens=2)
+
+
+class Bytes:
+    """Token 9 is special, every other one is its own letter."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"<end>" if token_id == 9 else bytes([ord("a") + token_id])
+
+    def output_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id == 9 else self.token_bytes(token_id)
+
+
+@pytest.mark.parametrize(
+    ("params", "token_ids", "text"),
+    [
+        (SamplingParams(), [0, 9, 1, 9], "ab"),
+        (SamplingParams(skip_special_tokens=False), [0, 9, 1, 9], "a<end>b"),
+        (SamplingParams(include_stop_str_in_output=True), [0, 1, 9], "ab"),
+        (
+            SamplingParams(include_stop_str_in_output=True, skip_special_tokens=False),
+            [0, 1, 9],
+            "ab<end>",
+        ),
+        (SamplingParams(), [0, 1], "ab"),
+        (SamplingParams(stop_token_ids=[1]), [0, 1], "a"),
+        (SamplingParams(stop_token_ids=[1], include_stop_str_in_output=True), [0, 1], "ab"),
+        (SamplingParams(ignore_eos=True, skip_special_tokens=False), [0, 9], "a<end>"),
+        (SamplingParams(stop="b"), [0, 1, 2], "a"),
+        (SamplingParams(stop="b", include_stop_str_in_output=True), [0, 1, 2], "ab"),
+        (SamplingParams(stop="b", min_tokens=2), [0, 1, 2, 1, 3], "abc"),
+    ],
+)
+def test_parameters_decide_what_is_text(
+    params: SamplingParams, token_ids: list[int], text: str
+) -> None:
+    processor = OutputProcessor.of(params, Bytes(), eos_token_ids=[9])
+    assert processor.push(token_ids, FinishReason.STOP).text == text
+
+
+def test_without_the_model_s_ends_a_stop_is_taken_for_a_token() -> None:
+    processor = OutputProcessor.of(SamplingParams(), Bytes())
+    assert processor.push([0, 1], FinishReason.STOP).text == "a"
 
 
 def push_seconds(num_tokens: int, stops: list[str]) -> float:
