@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qwen3_ray.config import DEMO_MODEL_DIR
+from qwen3_ray.testing_models import make_checkpoint
+from tests.exactness.rig import Rig, running
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Two layers of random weights, whose logits are far apart."""
+    with running(make_checkpoint(tmp_path_factory.mktemp("tiny")), block_size=16) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[Rig]:
+    """The trained model that is bundled, its kernels on two threads."""
+    with running(DEMO_MODEL_DIR, num_threads=2) as rig:
+        yield rig

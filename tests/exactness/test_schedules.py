@@ -1,0 +1,85 @@
+"""What a request gets depends on the request alone: every schedule gives it the same bits."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.exactness.rig import Arrival, Rig, Schedule
+from tests.exactness.specs import (
+    BATCHES,
+    CHUNKS,
+    RANDOM,
+    assert_exact,
+    assert_same,
+    examples,
+    make_params,
+    make_specs,
+)
+
+NUM_OUTPUT_TOKENS = 40
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_a_batch_by_chunks_gives_each_what_it_gets_alone(tiny: Rig, batch: int, chunk: int) -> None:
+    specs = make_specs(tiny.info.vocab_size, NUM_OUTPUT_TOKENS)
+    if chunk == 1:
+        batch = min(batch, 5)
+    chosen = [specs[(batch + i) % len(specs)] for i in range(batch)]
+    arrivals = [Arrival(spec.request(str(i))) for i, spec in enumerate(chosen)]
+    answers, _ = tiny.run(Schedule(max_num_batched_tokens=chunk), arrivals)
+    for index, spec in enumerate(chosen):
+        assert_same(answers[str(index)], tiny.alone(spec), spec)
+
+
+def test_preempted_requests_give_what_they_give_alone(tiny: Rig) -> None:
+    specs = make_specs(tiny.info.vocab_size, NUM_OUTPUT_TOKENS)
+    arrivals = [Arrival(spec.request(str(i)), at_step=i) for i, spec in enumerate(specs)]
+    answers, stats = tiny.run(Schedule(max_num_batched_tokens=40, num_blocks=14), arrivals)
+    assert stats.num_preemptions >= 3
+    for index, spec in enumerate(specs):
+        assert_same(answers[str(index)], tiny.alone(spec), spec)
+
+
+def test_cached_prefixes_give_what_computed_ones_give(tiny: Rig) -> None:
+    specs = make_specs(tiny.info.vocab_size, NUM_OUTPUT_TOKENS)
+    arrivals = [
+        Arrival(spec.request(f"{i} {again}"), at_step=100 * again)
+        for i, spec in enumerate(specs)
+        for again in range(2)
+    ]
+    answers, stats = tiny.run(Schedule(), arrivals)
+    assert stats.num_prefix_hits >= 0.4 * stats.num_prefix_queries
+    for index, spec in enumerate(specs):
+        for again in range(2):
+            assert_same(answers[f"{index} {again}"], tiny.alone(spec), spec)
+
+
+@pytest.mark.parametrize("kind", range(15), ids=list(make_params(259, 64)))
+def test_a_request_is_resumed_at_each_of_64_positions(tiny: Rig, kind: int) -> None:
+    spec = make_specs(tiny.info.vocab_size, 64)[kind]
+    truth = tiny.alone(spec)
+    num_tokens = len(truth.token_ids)
+    arrivals = [
+        Arrival(spec.request(str(made), truth.token_ids[:made]), at_step=made // 8)
+        for made in range(num_tokens)
+    ]
+    answers, _ = tiny.run(Schedule(max_num_batched_tokens=64, max_num_seqs=16), arrivals)
+    for made in range(num_tokens):
+        assert_same(answers[str(made)], truth.after(made), (spec, made))
+
+
+@RANDOM(max_examples=30)
+@given(data=st.data())
+def test_any_schedule_gives_each_what_it_gets_alone(tiny: Rig, data: st.DataObject) -> None:
+    specs = make_specs(tiny.info.vocab_size, NUM_OUTPUT_TOKENS)
+    assert_exact(tiny, data.draw(examples(specs, tiny)))
+
+
+@RANDOM(max_examples=6)
+@given(data=st.data())
+def test_any_schedule_of_a_trained_model_does(demo: Rig, data: st.DataObject) -> None:
+    specs = make_specs(demo.info.vocab_size, NUM_OUTPUT_TOKENS)
+    assert_exact(demo, data.draw(examples(specs, demo)))
