@@ -1,30 +1,39 @@
-"""For tests, ours and yours: tiny checkpoints and an engine without a model."""
+"""For tests, ours and yours: an engine without a model."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.stats import EngineInfo
 from qwen3_ray.errors import EngineError
+from qwen3_ray.request import TokenLogprobs
 
 
-def fake_next_token(token_ids: Sequence[int], seed: int, vocab_size: int) -> int:
-    """The token that `FakeExecutor` gives after `token_ids`: a hash of them and the seed."""
-    text = f"{seed}:{','.join(map(str, token_ids))}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % vocab_size
+def fake_next_token(token_ids: Sequence[int], seed: int, vocab_size: int, choice: int = 0) -> int:
+    """The token that `FakeExecutor` gives after `token_ids`: a hash of all arguments."""
+    return _hash(f"{seed}:{choice}:{','.join(map(str, token_ids))}") % vocab_size
+
+
+def fake_logprobs(token_ids: Sequence[int], token_id: int, num_top: int) -> TokenLogprobs:
+    """How likely `FakeExecutor` says that `token_id` was after `token_ids`: the likeliest one."""
+    logprob = -1.0 - _hash(f"{token_id}:{','.join(map(str, token_ids))}") % 64 / 8
+    top = tuple((token_id + index, logprob - index) for index in range(num_top))
+    return TokenLogprobs(token_id=token_id, logprob=logprob, rank=1, top=top)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class FakeExecutor:
     """An `Executor` without a model, that notices wrong bookkeeping.
 
-    It writes token ids into the slots of its "KV cache", reads a request's context back through
-    its blocks, and gives `fake_next_token` of what it read: a block that is freed too early,
-    shared or not recomputed changes the output.
+    What it writes into a slot of its "KV cache" follows, as keys and values do, from the token
+    and from all slots before it. Before it samples it reads a request's slots back through the
+    blocks: one that was freed too early, shared wrongly or not recomputed fails the step.
 
     Args:
         fail_at_step: number of the step, from 0 on, at which it raises EngineError.
@@ -49,7 +58,7 @@ class FakeExecutor:
         """For each step, how many tokens of which request it computed."""
         self.num_idles = 0
         self.is_closed = False
-        self._slots = [-1] * (num_blocks * block_size)
+        self._slots = [0] * (num_blocks * block_size)
 
     def execute(self, step: Step) -> list[Sampled]:
         """See `Executor`."""
@@ -58,9 +67,7 @@ class FakeExecutor:
         self.steps.append({item.request.request_id: item.num_new_tokens for item in step.scheduled})
         for item in step.scheduled:
             self._write(item)
-        return [
-            self._sample(item.request) if item.samples else Sampled() for item in step.scheduled
-        ]
+        return [self._sample(item) for item in step.scheduled]
 
     def idle(self) -> None:
         """See `Executor`."""
@@ -71,22 +78,59 @@ class FakeExecutor:
         self.is_closed = True
 
     def _write(self, item: ScheduledRequest) -> None:
-        request = item.request
-        first = request.num_computed_tokens
+        first = item.request.num_computed_tokens
+        token_ids = _with_drafts(item)
         for position in range(first, first + item.num_new_tokens):
-            self._slots[self._slot(request, position)] = request.token_ids[position]
+            before = self._slots[self._slot(item, position - 1)] if position > 0 else 0
+            self._slots[self._slot(item, position)] = hash((before, token_ids[position]))
 
-    def _sample(self, request: RequestState) -> Sampled:
+    def _sample(self, item: ScheduledRequest) -> Sampled:
+        request, params = item.request, item.request.params
         if request.request_id in self.nan_request_ids:
             return Sampled(problem="numerical error, as it was told")
-        context = [
-            self._slots[self._slot(request, position)] for position in range(request.num_tokens)
-        ]
-        return Sampled((fake_next_token(context, request.params.seed or 0, self.vocab_size),))
+        token_ids = _with_drafts(item)
+        self._check_slots(item, token_ids)
+        sampled: list[int] = []
+        for count in range(item.num_sampled_rows):
+            known = token_ids[: request.num_tokens + count]
+            sampled.append(
+                fake_next_token(known, params.seed or 0, self.vocab_size, request.choice)
+            )
+            if request.draft_token_ids[count : count + 1] != sampled[-1:]:
+                break
+        known = request.token_ids + sampled
+        return Sampled(
+            tuple(sampled),
+            _logprobs(known, range(request.num_tokens, len(known)), params.logprobs),
+            _logprobs(known, [row + 1 for row in item.prompt_logprob_rows], params.prompt_logprobs),
+        )
 
-    def _slot(self, request: RequestState, position: int) -> int:
+    def _check_slots(self, item: ScheduledRequest, token_ids: Sequence[int]) -> None:
+        expected = 0
+        for position in range(item.request.num_computed_tokens + item.num_new_tokens):
+            expected = hash((expected, token_ids[position]))
+            if self._slots[self._slot(item, position)] != expected:
+                raise EngineError(
+                    f"the KV cache does not hold position {position} of {item.request.request_id}"
+                )
+
+    def _slot(self, item: ScheduledRequest, position: int) -> int:
         block, offset = divmod(position, self.block_size)
-        return request.block_ids[block] * self.block_size + offset
+        return item.request.block_ids[block] * self.block_size + offset
+
+
+def _with_drafts(item: ScheduledRequest) -> list[int]:
+    return item.request.token_ids + item.request.draft_token_ids[: item.num_drafts]
+
+
+def _logprobs(
+    token_ids: Sequence[int], positions: Iterable[int], num_top: int | None
+) -> tuple[TokenLogprobs, ...]:
+    if num_top is None:
+        return ()
+    return tuple(
+        fake_logprobs(token_ids[:position], token_ids[position], num_top) for position in positions
+    )
 
 
 def make_fake_engine(
@@ -96,6 +140,7 @@ def make_fake_engine(
     max_num_seqs: int = 8,
     max_num_batched_tokens: int = 32,
     eos_token_ids: Collection[int] = (),
+    enable_prefix_caching: bool = True,
 ) -> Engine:
     """An engine over a `FakeExecutor`."""
     executor = executor or FakeExecutor()
@@ -114,4 +159,5 @@ def make_fake_engine(
         info,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        enable_prefix_caching=enable_prefix_caching,
     )

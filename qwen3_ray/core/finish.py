@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qwen3_ray.core.request_state import RequestState
+from qwen3_ray.core.step import Sampled
 from qwen3_ray.request import FinishReason
 
 
@@ -43,6 +44,20 @@ class EndRules:
         if self.num_tokens_left(request) <= 0:
             return End(FinishReason.LENGTH)
         return None
+
+    def append(self, request: RequestState, result: Sampled) -> tuple[int, End | None]:
+        """Append sampled tokens up to the one that ends the output; how many, and the end."""
+        end = self.end_of(request)  # there is one already if max_tokens is 0
+        num_appended = 0
+        for token_id in result.token_ids:
+            if end is not None:
+                break
+            request.token_ids.append(token_id)
+            num_appended += 1
+            end = self.end_of(request)
+        if end is None and result.ended:
+            end = End(FinishReason.STOP)
+        return num_appended, end
 
     def num_tokens_left(self, request: RequestState) -> int:
         """How many more tokens may be sampled."""

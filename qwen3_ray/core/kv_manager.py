@@ -131,6 +131,13 @@ class KVManager:
             self._drop_claim(hash_, request)
         return hashes
 
+    def trim(self, request: RequestState) -> None:
+        """Take back the blocks behind the known tokens of `request`, which drafts were given."""
+        count = self._num_blocks(request.num_tokens)
+        for block_id in reversed(request.block_ids[count:]):
+            self._free(block_id)
+        del request.block_ids[count:]
+
     def release(self, request: RequestState) -> list[bytes]:
         """Take back all blocks of `request`, and with them its computed tokens.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qwen3_ray.core.finish import EndRules
+from qwen3_ray.core.deltas import make_delta
+from qwen3_ray.core.finish import End, EndRules
 from qwen3_ray.core.kv_manager import KVManager
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.running_set import RunningSet
@@ -47,6 +48,7 @@ class Scheduler:
         self._rules = EndRules(eos_token_ids, min(max_model_len, kv.capacity))
         self._waiting = WaitingQueue()
         self._running = RunningSet()
+        self._ended: dict[str, RequestState] = {}  # resumes that came with all of their output
         self._num_arrivals = 0
         self._num_preemptions = 0
         self._num_prefix_queries = 0
@@ -54,8 +56,8 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether a request runs or waits."""
-        return len(self._running) > 0 or len(self._waiting) > 0
+        """Whether a request runs or waits, or an end is still to be told."""
+        return len(self._running) > 0 or len(self._waiting) > 0 or len(self._ended) > 0
 
     @property
     def num_running(self) -> int:
@@ -94,15 +96,23 @@ class Scheduler:
     def add(self, request: GenerateRequest) -> None:
         """Queue a request. A `max_tokens` beyond the room there is ends with `LENGTH`.
 
+        Output that comes with it (a resume) is recomputed like a prompt, but counts as output. If
+        it has reached its end already, the next `commit` says so, and nothing is computed.
+
         Raises:
             PromptTooLongError: prompt and one output token exceed the context or the KV cache.
             RequestError: the prompt is empty, or the id is that of an unfinished request.
         """
-        if request.request_id in self._running or request.request_id in self._waiting:
+        if any(request.request_id in ids for ids in (self._running, self._waiting, self._ended)):
             raise RequestError("request_id", f"{request.request_id!r} is being served already")
         self._check_prompt_len(len(request.prompt_token_ids))
-        self._waiting.push(RequestState.of(request, self._num_arrivals))
+        state = RequestState.of(request, self._num_arrivals)
         self._num_arrivals += 1
+        if state.num_output_tokens > 0 and self._rules.end_of(state) is not None:
+            state.num_cached_tokens = 0
+            self._ended[request.request_id] = state
+        else:
+            self._waiting.push(state)
 
     def _check_prompt_len(self, prompt_len: int) -> None:
         if prompt_len == 0:
@@ -124,7 +134,8 @@ class Scheduler:
         """Forget a request and free its blocks, in O(its blocks); False when it is unknown."""
         request = self._running.remove(request_id)
         if request is None:
-            return self._waiting.remove(request_id)
+            is_ended = self._ended.pop(request_id, None) is not None
+            return is_ended or self._waiting.remove(request_id)
         self._release(request)
         return True
 
@@ -209,53 +220,58 @@ class Scheduler:
     def commit(self, step: Step, sampled: Sequence[Sampled]) -> list[TokenDelta]:
         """Note that `step` was computed, and append the ids that it sampled.
 
+        Several ids at once (drafts that were right, and one more) count one by one: what comes
+        after the one that ends the output is dropped.
+
         Args:
             step: what the last `schedule()` returned.
             sampled: one for each request of the step, in its order.
 
         Returns:
-            One delta for each request that got something, in the same order. A finished request
-            is gone.
+            One delta for each request that got something or ended. A finished request is gone.
 
         Raises:
             EngineError: the number of results is wrong; nothing is changed.
         """
         if len(sampled) != len(step.scheduled):
             raise EngineError(f"{len(sampled)} results came for {len(step.scheduled)} requests")
-        deltas = []
+        deltas = [
+            make_delta(request, self._rules.end_of(request)) for request in self._ended.values()
+        ]
+        self._ended.clear()
         for item, result in zip(step.scheduled, sampled, strict=True):
-            samples = item.samples
-            for content in self._kv.advance(item.request, item.num_new_tokens):
-                self._waiting.unpark(content)
-            if result.problem is not None:
-                deltas.append(self._fail(item.request, result.problem))
-            elif samples:
-                deltas.append(self._append(item.request, result))
+            delta = self._commit_one(item, result)
+            if delta is not None:
+                deltas.append(delta)
         return deltas
 
-    def _fail(self, request: RequestState, problem: str) -> TokenDelta:
-        self._kv.disown(request)
-        self.abort(request.request_id)
-        return TokenDelta(
-            request_id=request.request_id,
-            num_cached_tokens=_take_num_cached_tokens(request),
-            finish_reason=FinishReason.ERROR,
-            error=problem,
-        )
-
-    def _append(self, request: RequestState, result: Sampled) -> TokenDelta:
-        (token_id,) = result.token_ids
-        request.token_ids.append(token_id)
-        end = self._rules.end_of(request)
+    def _commit_one(self, item: ScheduledRequest, result: Sampled) -> TokenDelta | None:
+        request = item.request
+        if result.problem is not None:
+            # What it computed may be wrong as well.
+            self._kv.disown(request)
+            self.abort(request.request_id)
+            return make_delta(request, End(FinishReason.ERROR), error=result.problem)
+        num_known = item.num_new_tokens - item.num_drafts
+        num_accepted = result.count_accepted(request.draft_token_ids[: item.num_drafts])
+        num_appended, end = 0, None
+        if item.samples:
+            num_appended, end = self._rules.append(request, result)
+        # An accepted draft that was not appended is no token of the request.
+        self._advance(request, num_known + min(num_accepted, num_appended))
+        if item.num_drafts > 0:
+            self._kv.trim(request)
+            request.draft_token_ids = []
+        request.num_prompt_logprobs += len(result.prompt_logprobs)
         if end is not None:
             self.abort(request.request_id)
-        return TokenDelta(
-            request_id=request.request_id,
-            token_ids=(token_id,),
-            num_cached_tokens=_take_num_cached_tokens(request),
-            finish_reason=end and end.finish_reason,
-            stop_reason=end and end.stop_token_id,
-        )
+        if end is None and not num_appended and not result.prompt_logprobs:
+            return None
+        return make_delta(request, end, result, num_appended=num_appended)
+
+    def _advance(self, request: RequestState, num_tokens: int) -> None:
+        for content in self._kv.advance(request, num_tokens):
+            self._waiting.unpark(content)
 
     def check_integrity(self) -> None:
         """Check the books: blocks, states and the count of waiting tokens. O(everything).
@@ -276,11 +292,3 @@ class Scheduler:
             raise EngineError(
                 f"{self._waiting.num_tokens} waiting tokens are counted, {num_tokens} wait"
             )
-
-
-def _take_num_cached_tokens(request: RequestState) -> int | None:
-    """For the first delta of `request` alone."""
-    if request.has_answered:
-        return None
-    request.has_answered = True
-    return request.num_cached_tokens

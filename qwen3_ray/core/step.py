@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 from qwen3_ray.core.request_state import RequestState
@@ -77,3 +79,8 @@ class Sampled(NamedTuple):
     """Why no token could be sampled."""
     ended: bool = False
     """The form that the output must have is complete, and no token may follow."""
+
+    def count_accepted(self, draft_token_ids: Sequence[int]) -> int:
+        """How many of the drafts, from the first one on, were right."""
+        pairs = zip(draft_token_ids, self.token_ids, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -62,16 +62,14 @@ class Engine:
         return self._scheduler.abort(request_id)
 
     def step(self) -> list[TokenDelta]:
-        """Compute one step; a delta for each request that got a token or failed.
+        """Compute one step; a delta for each request that got something or ended.
 
         Raises:
             EngineError: the executor failed; the engine is of no more use.
         """
         step = self._scheduler.schedule()
-        if not step.scheduled:
-            return []
-        sampled = self._executor.execute(step)
-        self._num_steps += 1
+        sampled = self._executor.execute(step) if step.scheduled else []
+        self._num_steps += bool(step.scheduled)
         self._num_prompt_tokens += sum(_num_prompt_tokens(item) for item in step.scheduled)
         deltas = self._scheduler.commit(step, sampled)
         self._num_generated_tokens += sum(len(delta.token_ids) for delta in deltas)

@@ -22,7 +22,9 @@ class Executor(Protocol):
         """Compute a step that is not empty.
 
         Returns:
-            One for each request of the step, in its order.
+            One for each request of the step, in its order. Each row is sampled as if the drafts
+            before it were a part of the output; a request gets the drafts that are equal to what
+            is sampled in their place, and one token after them.
 
         Raises:
             EngineError: the step failed; no further one can be computed.

@@ -8,6 +8,7 @@ stays, or a prompt recomputed wrongly, changes tokens.
 
 import random
 import zlib
+from dataclasses import replace
 from typing import NamedTuple
 
 from qwen3_ray.core.kv_manager import KVManager
@@ -138,6 +139,7 @@ class Rig:
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, tuple[FinishReason, int | str | None]] = {}
         self.cached: dict[str, int] = {}
+        self.prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         self.finish_steps: dict[str, int] = {}
         self.first_token_steps: dict[str, int] = {}
         self.num_steps = 0
@@ -147,7 +149,7 @@ class Rig:
         self.scheduler.check_integrity()
         assert step.num_tokens <= self.max_num_batched_tokens
         assert self.scheduler.num_running <= self.max_num_seqs
-        assert bool(step.scheduled) == self.scheduler.has_unfinished
+        assert bool(step.scheduled) == (self.scheduler.num_running > 0)
         self.num_steps += 1
         for delta in self.scheduler.commit(step, self.model.execute(step)):
             self._note(delta)
@@ -161,6 +163,8 @@ class Rig:
         if delta.num_cached_tokens is not None:
             self.cached[request_id] = delta.num_cached_tokens
         self.tokens.setdefault(request_id, []).extend(delta.token_ids)
+        self.prompt_logprobs.setdefault(request_id, []).extend(delta.prompt_logprobs)
+        assert delta.token_ids or delta.prompt_logprobs or delta.finish_reason is not None
         if delta.token_ids:
             self.first_token_steps.setdefault(request_id, self.num_steps)
         if delta.finish_reason is not None:
@@ -180,12 +184,16 @@ def make_request(
     *,
     like: str = "",
     num_shared: int = 0,
+    num_known: int = 0,
     priority: int = 0,
     cache_salt: str = "",
 ) -> GenerateRequest:
-    """A request with a prompt of its own, whose first `num_shared` tokens are those of `like`."""
+    """A request with a prompt of its own, whose first `num_shared` tokens are those of `like`.
+
+    It comes with the first `num_known` tokens of its output, as after the loss of a replica.
+    """
     shared, own = random.Random(like), random.Random(request_id)
-    return GenerateRequest(
+    request = GenerateRequest(
         request_id=request_id,
         prompt_token_ids=tuple(
             (shared if position < num_shared else own).randrange(VOCAB_SIZE)
@@ -195,24 +203,39 @@ def make_request(
         priority=priority,
         cache_salt=cache_salt,
     )
+    known, _ = oracle(request, num_tokens + num_known)
+    return replace(request, output_token_ids=tuple(known))
 
 
-def oracle(
-    request: GenerateRequest, max_len: int
-) -> tuple[list[int], tuple[FinishReason, int | None]]:
-    """What a request gives alone, by definition: no cache, no batch, no blocks."""
+Answer = tuple[list[int], tuple[FinishReason, int | None]]
+
+
+def oracle(request: GenerateRequest, max_len: int) -> Answer:
+    """What a request gives alone, by definition: no cache, no batch, no blocks.
+
+    All of its output, that which it came with too.
+    """
     context, output = list(request.prompt_token_ids), list[int]()
     params = request.params
-    while True:
+    while len(output) != params.max_tokens and len(context) < max_len:
         token_id = next_token(context)
         context.append(token_id)
         output.append(token_id)
+        if len(output) <= params.min_tokens:
+            continue
         if token_id == EOS and not params.ignore_eos:
             return output, (FinishReason.STOP, None)
         if token_id in params.stop_token_ids:
             return output, (FinishReason.STOP, token_id)
-        if len(output) == params.max_tokens or len(context) == max_len:
-            return output, (FinishReason.LENGTH, None)
+    return output, (FinishReason.LENGTH, None)
+
+
+def oracle_prompt_logprobs(request: GenerateRequest) -> list[TokenLogprobs]:
+    """One for each prompt token but the first, if they are wanted and not given out before."""
+    prompt = list(request.prompt_token_ids)
+    if request.params.prompt_logprobs is None or request.output_token_ids:
+        return []
+    return [prompt_logprob(prompt[:index], prompt[index]) for index in range(1, len(prompt))]
 
 
 def count_restarts(spans: list[tuple[int, int]], block_size: int) -> int:

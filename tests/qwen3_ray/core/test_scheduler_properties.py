@@ -14,11 +14,37 @@ from qwen3_ray.core.step import Sampled
 from qwen3_ray.errors import RequestError
 from qwen3_ray.request import GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
-from tests.qwen3_ray.core.rig import VOCAB_SIZE, Rig, count_restarts, make_request, oracle
+from tests.qwen3_ray.core.rig import (
+    VOCAB_SIZE,
+    Rig,
+    count_restarts,
+    make_request,
+    oracle,
+    oracle_prompt_logprobs,
+)
+
+
+def make_params(
+    max_tokens: int | None,
+    min_tokens: int,
+    prompt_logprobs: int | None,
+    ignore_eos: bool,
+    stop_token_ids: list[int],
+) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens if max_tokens is None else min(min_tokens, max_tokens),
+        prompt_logprobs=prompt_logprobs,
+        ignore_eos=ignore_eos,
+        stop_token_ids=stop_token_ids,
+    )
+
 
 PARAMS = st.builds(
-    SamplingParams,
-    max_tokens=st.one_of(st.none(), st.integers(1, 30)),
+    make_params,
+    max_tokens=st.one_of(st.none(), st.integers(0, 30)),
+    min_tokens=st.sampled_from([0, 0, 8]),
+    prompt_logprobs=st.sampled_from([None, None, 0]),
     ignore_eos=st.booleans(),
     stop_token_ids=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=2),
 )
@@ -40,6 +66,7 @@ class Add(NamedTuple):
     params: SamplingParams
     like: str
     num_shared: int
+    num_known: int
     priority: int
     cache_salt: str
 
@@ -50,6 +77,7 @@ class Add(NamedTuple):
             self.params,
             like=self.like,
             num_shared=self.num_shared,
+            num_known=self.num_known,
             priority=self.priority,
             cache_salt=self.cache_salt,
         )
@@ -61,6 +89,7 @@ ADD = st.builds(
     params=PARAMS,
     like=st.sampled_from("xy"),
     num_shared=st.integers(0, 14),
+    num_known=st.sampled_from([0, 0, 0, 1, 5]),
     priority=st.sampled_from([0, 0, 0, -1, 1]),
     cache_salt=st.sampled_from(["", "", "salt"]),
 )
@@ -111,10 +140,17 @@ class Play:
         assert set(rig.ends) == set(self.accepted) - self.aborted
         for request_id, request in self.accepted.items():
             output, end = oracle(request, rig.max_len)
-            given = rig.tokens.get(request_id, [])
-            assert given == output[: len(given)]
+            scores = oracle_prompt_logprobs(request)
+            given = [*request.output_token_ids, *rig.tokens.get(request_id, [])]
+            given_scores = rig.prompt_logprobs.get(request_id, [])
+            assert given_scores == scores[: len(given_scores)]
+            # What it came with may go beyond the room that there is here.
+            assert given[: len(output)] == output[: len(given)]
             if request_id not in self.aborted:
-                assert (given, rig.ends[request_id]) == (output, end)
+                num_known = len(request.output_token_ids)
+                assert rig.ends[request_id] == end or num_known > len(output)
+                assert len(given) == max(len(output), num_known)
+                assert len(given_scores) == len(scores)
 
     def check_work(self) -> None:
         """Nothing is computed twice but after a preemption, nor left out but what was found."""
@@ -123,8 +159,9 @@ class Play:
         restarts = sum(count_restarts(of_one, rig.kv.block_size) for of_one in spans.values())
         assert restarts <= rig.scheduler.num_preemptions
         for request_id, num_cached in rig.cached.items():
-            first = spans[request_id][0][0]
-            assert num_cached == min(first, len(self.accepted[request_id].prompt_token_ids))
+            num_prompt_tokens = len(self.accepted[request_id].prompt_token_ids)
+            first = spans[request_id][0][0] if request_id in spans else 0
+            assert num_cached == min(first, num_prompt_tokens)
         assert (rig.kv.usage, rig.scheduler.num_waiting_tokens) == (0.0, 0)
 
 

@@ -1,6 +1,7 @@
 """The engine over an executor without a model, that reads its context back from its blocks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from qwen3_ray.engine.engine import Engine
 from qwen3_ray.errors import EngineError, PromptTooLongError, RequestError
 from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
 from qwen3_ray.sampling_params import SamplingParams
-from qwen3_ray.testing import FakeExecutor, fake_next_token, make_fake_engine
+from qwen3_ray.testing import FakeExecutor, fake_logprobs, fake_next_token, make_fake_engine
 
 
 def make_request(
@@ -126,6 +127,72 @@ def test_an_aborted_request_leaves_its_blocks_to_others() -> None:
     assert not engine.has_unfinished
     engine.check_integrity()
     assert engine.stats().kv_cache_usage == 0
+
+
+def test_a_prefix_that_requests_share_is_computed_once_and_counted() -> None:
+    executor = FakeExecutor()
+    engine = make_fake_engine(executor)
+    requests = [make_request(name, [*range(20), number]) for number, name in enumerate("abc")]
+    for request in requests:
+        engine.add_request(request)
+    deltas = run_out(engine)
+    assert [deltas[name][0].num_cached_tokens for name in "abc"] == [0, 20, 20]
+    assert {delta.num_cached_tokens for name in "abc" for delta in deltas[name][1:]} == {None}
+    stats = engine.stats()
+    assert (stats.num_prefix_queries, stats.num_prefix_hits) == (63, 40)
+    assert stats.num_prompt_tokens == 63 - 40
+    for request in requests:
+        assert tokens_of(deltas[request.request_id]) == expected_output(request)
+    engine.reset_prefix_cache()
+    engine.add_request(requests[0])
+    assert run_out(engine)["a"][0].num_cached_tokens == 0
+
+
+def test_an_engine_without_prefix_cache_finds_nothing() -> None:
+    engine = make_fake_engine(enable_prefix_caching=False)
+    for name in "ab":
+        engine.add_request(make_request(name, range(20)))
+    deltas = run_out(engine)
+    assert [deltas[name][0].num_cached_tokens for name in "ab"] == [0, 0]
+    assert engine.stats().num_prefix_hits == 0
+
+
+def test_logprobs_of_prompt_and_output_come_with_their_tokens() -> None:
+    engine = make_fake_engine(max_num_batched_tokens=8)
+    params = SamplingParams(max_tokens=3, seed=1, logprobs=2, prompt_logprobs=1)
+    request = GenerateRequest(request_id="a", prompt_token_ids=tuple(range(12)), params=params)
+    engine.add_request(request)
+    deltas = run_out(engine)["a"]
+    token_ids = [*request.prompt_token_ids, *tokens_of(deltas)]
+    assert [scored for delta in deltas for scored in delta.prompt_logprobs] == [
+        fake_logprobs(token_ids[:index], token_ids[index], 1) for index in range(1, 12)
+    ]
+    assert [scored for delta in deltas for scored in delta.logprobs] == [
+        fake_logprobs(token_ids[:index], token_ids[index], 2) for index in range(12, 15)
+    ]
+    assert [len(delta.prompt_logprobs) for delta in deltas] == [8, 3, 0, 0]
+
+
+def test_a_resume_goes_on_where_its_output_ended() -> None:
+    whole = make_request("a", range(10), max_tokens=8)
+    output = expected_output(whole)
+    for num_known in range(1, 9):
+        engine = make_fake_engine()
+        engine.add_request(replace(whole, output_token_ids=tuple(output[:num_known])))
+        deltas = run_out(engine)["a"]
+        assert tokens_of(deltas) == output[num_known:]
+        assert deltas[-1].finish_reason is FinishReason.LENGTH
+        assert engine.stats().num_steps == 8 - num_known
+
+
+def test_a_block_that_holds_something_else_fails_the_step() -> None:
+    executor = FakeExecutor()
+    engine = make_fake_engine(executor)
+    engine.add_request(make_request("a", range(6)))
+    engine.step()
+    executor._slots[executor._slots.index(max(executor._slots))] += 1
+    with pytest.raises(EngineError, match="does not hold position"):
+        run_out(engine)
 
 
 def test_logits_that_are_not_finite_fail_their_request_alone() -> None:
