@@ -111,6 +111,15 @@ class LocalEngine:
         with suppress(EngineError):  # an engine that has ended works on nothing
             self._loop.submit(aborts=request_ids)
 
+    def reset_prefix_cache(self) -> None:
+        """Let no later request find what was computed before.
+
+        Raises:
+            EngineError: the engine is dead or closed.
+        """
+        self.raise_if_dead()
+        self._loop.reset_prefix_cache()
+
     def raise_if_dead(self) -> None:
         """Raise EngineError, with what the dead rank said, if the engine has failed."""
         if self._loop.error is not None:

@@ -23,6 +23,10 @@ class _Inbox:
 
     requests: list[GenerateRequest] = field(default_factory=list)
     aborts: list[str] = field(default_factory=list)
+    resets_prefix_cache: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.aborts or self.resets_prefix_cache)
 
 
 class EngineLoop:
@@ -89,8 +93,7 @@ class EngineLoop:
             RequestError: an id is in flight already; nothing was taken.
         """
         with self._wake:
-            if self._ended:
-                raise EngineError(f"the engine has ended: {self._error or 'stopped'}")
+            self._check_running()
             for request in requests:
                 if request.request_id in self._in_flight:
                     raise RequestError("request_id", f"{request.request_id!r} is in flight")
@@ -98,6 +101,21 @@ class EngineLoop:
             self._inbox.requests.extend(requests)
             self._inbox.aborts.extend(aborts)
             self._wake.notify()
+
+    def reset_prefix_cache(self) -> None:
+        """Let no request that is submitted from now on find what was computed before.
+
+        Raises:
+            EngineError: the loop has ended.
+        """
+        with self._wake:
+            self._check_running()
+            self._inbox.resets_prefix_cache = True
+            self._wake.notify()
+
+    def _check_running(self) -> None:
+        if self._ended:
+            raise EngineError(f"the engine has ended: {self._error or 'stopped'}")
 
     def stop(self, timeout: float | None = None) -> None:
         """End after the current step, abort what is in flight, close the engine, join."""
@@ -129,6 +147,8 @@ class EngineLoop:
             inbox = self._take(wait=not engine.has_unfinished)
             if inbox is None:
                 return
+            if inbox.resets_prefix_cache:
+                engine.reset_prefix_cache()
             deltas = _add(engine, inbox.requests) + _abort(engine, inbox.aborts)
             if engine.has_unfinished:
                 deltas += engine.step()
@@ -143,7 +163,7 @@ class EngineLoop:
     def _take(self, *, wait: bool) -> _Inbox | None:
         """What has come in, after at most `IDLE_INTERVAL_S` if there is nothing; None to stop."""
         with self._wake:
-            if wait and not (self._inbox.requests or self._inbox.aborts or self._stopping):
+            if wait and not (self._inbox or self._stopping):
                 self._wake.wait(IDLE_INTERVAL_S)
             if self._stopping:
                 return None

@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -224,3 +225,17 @@ def test_an_owner_that_raises_ends_the_loop_and_nothing_hangs() -> None:
         time.sleep(0.01)
     assert isinstance(loop.error, ValueError)
     loop.stop(DEADLINE_S)
+
+
+def test_a_reset_prefix_cache_is_forgotten_by_requests_that_come_after() -> None:
+    with running(make_fake_engine) as (loop, recorder):
+        for number, reset in enumerate([False, False, True, False]):
+            if reset:
+                loop.reset_prefix_cache()
+            request = replace(make_request(str(number)), prompt_token_ids=tuple(range(9)))
+            loop.submit([request])
+            recorder.wait_for_ends(number + 1)
+        firsts = [d.num_cached_tokens for d in recorder.deltas if d.num_cached_tokens is not None]
+        assert firsts == [0, 8, 0, 8]
+    with pytest.raises(EngineError, match="has ended"):
+        loop.reset_prefix_cache()
