@@ -205,7 +205,8 @@ def _add(engine: Engine, requests: Sequence[GenerateRequest]) -> list[TokenDelta
                 TokenDelta(
                     request_id=request.request_id,
                     finish_reason=FinishReason.ERROR,
-                    error=str(error),
+                    error=error.message,
+                    error_param=error.param,
                 )
             )
     return refused

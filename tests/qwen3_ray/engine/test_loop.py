@@ -132,7 +132,8 @@ def test_a_refused_request_ends_with_the_reason() -> None:
     with running(lambda: make_fake_engine(max_model_len=3)) as (loop, recorder):
         loop.submit([make_request("long")])
         assert recorder.wait_for_ends(1) == {"long": FinishReason.ERROR}
-        assert "prompt" in (recorder.deltas[0].error or "")
+        assert recorder.deltas[0].error_param == "prompt"
+        assert "has 3 tokens" in (recorder.deltas[0].error or "")
     assert loop.error is None
 
 
