@@ -11,11 +11,26 @@ import torch
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from qwen3_ray.layers.kernels import Kernels
-from qwen3_ray.layers.linear import ColumnParallelLinear, MatrixFormat, RowParallelLinear
+from qwen3_ray.layers.linear import (
+    ColumnParallelLinear,
+    Matrix,
+    MatrixFormat,
+    RowParallelLinear,
+)
+from qwen3_ray.layers.moe import Routing
 from qwen3_ray.layers.rotary import QKNorm, build_cos_sin
 from qwen3_ray.model.model_config import ModelConfig
-from qwen3_ray.model.qwen3 import MLP, Attention, DecoderLayer, Norm, Qwen3ForCausalLM
-from qwen3_ray.model.shard import Shard
+from qwen3_ray.model.moe_config import MoEConfig
+from qwen3_ray.model.qwen3 import (
+    MLP,
+    Attention,
+    DecoderLayer,
+    FeedForward,
+    Norm,
+    Qwen3ForCausalLM,
+)
+from qwen3_ray.model.qwen3_moe import Expert, SparseMLP
+from qwen3_ray.model.shard import Shard, Span
 from qwen3_ray.model.weight_reader import WeightReader
 
 
@@ -88,7 +103,7 @@ class ModelBuilder:
             input_norm=self._norm(f"{prefix}.input_layernorm.weight"),
             attention=self._attention(f"{prefix}.self_attn"),
             post_attention_norm=self._norm(f"{prefix}.post_attention_layernorm.weight"),
-            mlp=self._mlp(f"{prefix}.mlp"),
+            mlp=self._feed_forward(f"{prefix}.mlp", self.config.moe_at(index)),
         )
 
     def _attention(self, prefix: str) -> Attention:
@@ -109,16 +124,33 @@ class ModelBuilder:
             kernels=self.kernels,
         )
 
-    def _mlp(self, prefix: str) -> MLP:
-        gate_up = torch.cat(
-            [self.reader.rows(f"{prefix}.{x}_proj.weight", self.shard.mlp) for x in ("gate", "up")]
-        )
-        down = self.reader.columns(f"{prefix}.down_proj.weight", self.shard.mlp)
-        return MLP(
-            gate_up_proj=ColumnParallelLinear(self.matrices.build(gate_up)),
-            down_proj=RowParallelLinear(self.matrices.build(down), self.tp),
+    def _feed_forward(self, prefix: str, moe: MoEConfig | None) -> FeedForward:
+        if moe is None:
+            gate_up, down = self._swiglu(prefix, self.shard.mlp)
+            return MLP(
+                gate_up_proj=ColumnParallelLinear(gate_up),
+                down_proj=RowParallelLinear(down, self.tp),
+                kernels=self.kernels,
+            )
+        span, whole = self.shard.experts, Span(0, moe.moe_intermediate_size)
+        return SparseMLP(
+            gate=self.matrices.build(self.reader.whole(f"{prefix}.gate.weight")),
+            experts=[
+                Expert(*self._swiglu(f"{prefix}.experts.{index}", whole))
+                for index in range(span.start, span.stop)
+            ],
+            routing=Routing(moe.num_experts_per_tok, moe.norm_topk_prob, span.start, span.size),
             kernels=self.kernels,
+            tp=self.tp,
         )
+
+    def _swiglu(self, prefix: str, span: Span) -> tuple[Matrix, Matrix]:
+        """Gate and up projection in one, and down projection, for the columns `span` between."""
+        gate_up = torch.cat(
+            [self.reader.rows(f"{prefix}.{x}_proj.weight", span) for x in ("gate", "up")]
+        )
+        down = self.reader.columns(f"{prefix}.down_proj.weight", span)
+        return self.matrices.build(gate_up), self.matrices.build(down)
 
     def _norm(self, name: str) -> Norm:
         return Norm(weight=self._vector(name), eps=self.config.rms_norm_eps)

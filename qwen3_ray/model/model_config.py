@@ -1,4 +1,4 @@
-"""What config.json says of a dense Qwen3 model. Knows no torch."""
+"""What config.json says of a Qwen3 model. Knows no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from qwen3_ray.errors import ConfigError
 from qwen3_ray.layers.yarn import YarnScaling
 from qwen3_ray.model.json_fields import JsonFields, read_json
+from qwen3_ray.model.moe_config import MoEConfig, read_moe
 from qwen3_ray.model.rope_config import read_rope
 
-ARCHITECTURE = "Qwen3ForCausalLM"
+DENSE_ARCHITECTURE, MOE_ARCHITECTURE = "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"
 CHECKPOINT_DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -21,6 +22,7 @@ class ModelConfig:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
+    """Of the dense layers."""
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -32,6 +34,8 @@ class ModelConfig:
     max_position_embeddings: int
     """As the file says; see `context_len`."""
     tie_word_embeddings: bool
+    moe: MoEConfig | None
+    """Experts of the sparse layers; None for a dense model."""
     dtype: str
     """Dtype of the checkpoint's tensors: bfloat16, float16 or float32."""
     eos_token_ids: frozenset[int]
@@ -47,7 +51,7 @@ class ModelConfig:
         """
         file = model_dir / "config.json"
         fields = JsonFields(file, read_json(file))
-        _refuse_unsupported(fields)
+        is_moe = _check_architecture(fields) == MOE_ARCHITECTURE
         rope_theta, yarn = read_rope(fields)
         config = cls(
             vocab_size=fields.positive_int("vocab_size"),
@@ -62,22 +66,36 @@ class ModelConfig:
             yarn=yarn,
             max_position_embeddings=fields.positive_int("max_position_embeddings"),
             tie_word_embeddings=fields.boolean("tie_word_embeddings"),
+            moe=read_moe(fields) if is_moe else None,
             dtype=_dtype(fields),
             eos_token_ids=_eos_token_ids(model_dir, fields),
         )
         _check_heads(fields, config)
         return config
 
+    def moe_at(self, layer: int) -> MoEConfig | None:
+        """The experts of layer number `layer`, from 0 on; None if it is dense."""
+        return self.moe if self.moe is not None and self.moe.is_sparse(layer) else None
+
+    @property
+    def num_dense_layers(self) -> int:
+        """Layers with a dense MLP; 0 in the official mixtures of experts."""
+        return sum(self.moe_at(layer) is None for layer in range(self.num_layers))
+
     def check_tensor_parallel(self, size: int) -> None:
-        """Raise ConfigError unless `size` ranks can share this model's heads and MLP."""
+        """Raise ConfigError unless `size` ranks can share this model's heads, MLPs and experts."""
+        shared = {f"the {self.num_heads} query heads": self.num_heads}
+        if self.num_dense_layers:
+            shared[f"the intermediate size {self.intermediate_size}"] = self.intermediate_size
+        if self.moe is not None:
+            shared[f"the {self.moe.num_experts} experts"] = self.moe.num_experts
         divides_kv = self.num_kv_heads % size == 0 or size % self.num_kv_heads == 0
-        if self.num_heads % size or self.intermediate_size % size or not divides_kv:
+        if any(number % size for number in shared.values()) or not divides_kv:
             raise ConfigError(
                 "tensor_parallel_size",
                 size,
-                f"must divide the {self.num_heads} query heads and the intermediate size "
-                f"{self.intermediate_size}, and divide the {self.num_kv_heads} key/value heads "
-                "or be a multiple of them",
+                f"must divide {' and '.join(shared)}, and divide the {self.num_kv_heads} "
+                "key/value heads or be a multiple of them",
             )
 
     @property
@@ -112,14 +130,19 @@ class ModelConfig:
         return max(1, self.num_kv_heads // size)
 
 
-def _refuse_unsupported(fields: JsonFields) -> None:
-    """Refuse what would be computed wrongly, rather than compute it."""
+def _check_architecture(fields: JsonFields) -> str:
+    """The architecture; refuses what would be computed wrongly, rather than compute it."""
     architectures = fields.required("architectures")
-    if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
+    known = [
+        name
+        for name in (DENSE_ARCHITECTURE, MOE_ARCHITECTURE)
+        if isinstance(architectures, list) and name in architectures
+    ]
+    if len(known) != 1:
         raise fields.error(
             "architectures",
-            f"is {architectures!r:.120}: only dense {ARCHITECTURE} checkpoints are served "
-            "(no mixture of experts, no other family)",
+            f"is {architectures!r:.120}: only {DENSE_ARCHITECTURE} and {MOE_ARCHITECTURE} "
+            "checkpoints are served",
         )
     if fields.required("hidden_act") != "silu":
         raise fields.error("hidden_act", f"must be silu, got {fields.get('hidden_act')!r:.80}")
@@ -132,6 +155,7 @@ def _refuse_unsupported(fields: JsonFields) -> None:
         not isinstance(layer_types, list) or set(layer_types) != {"full_attention"}
     ):
         raise fields.error("layer_types", "must all be full_attention")
+    return known[0]
 
 
 def _dtype(fields: JsonFields) -> str:

@@ -104,10 +104,10 @@ class WeightReader:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a dense Qwen3 checkpoint; linear weights are [out, in]."""
+    """Names and shapes of all tensors of a Qwen3 checkpoint; linear weights are [out, in]."""
     hidden, head_dim = config.hidden_size, config.head_dim
     q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
-    layer = {
+    common = {
         "input_layernorm": (hidden,),
         "post_attention_layernorm": (hidden,),
         "self_attn.q_proj": (q_size, hidden),
@@ -116,20 +116,37 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "self_attn.o_proj": (hidden, q_size),
         "self_attn.q_norm": (head_dim,),
         "self_attn.k_norm": (head_dim,),
-        "mlp.gate_proj": (config.intermediate_size, hidden),
-        "mlp.up_proj": (config.intermediate_size, hidden),
-        "mlp.down_proj": (hidden, config.intermediate_size),
     }
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (config.vocab_size, hidden),
         "model.norm.weight": (hidden,),
     }
     for index in range(config.num_layers):
-        for name, shape in layer.items():
+        for name, shape in (common | _mlp_shapes(config, index)).items():
             shapes[f"model.layers.{index}.{name}.weight"] = shape
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
     return shapes
+
+
+def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """Of one layer's dense MLP, or of its gate and its experts, which are stored one by one."""
+    hidden = config.hidden_size
+    moe = config.moe_at(layer)
+    if moe is None:
+        return _swiglu_shapes("mlp", config.intermediate_size, hidden)
+    shapes: dict[str, tuple[int, ...]] = {"mlp.gate": (moe.num_experts, hidden)}
+    for expert in range(moe.num_experts):
+        shapes |= _swiglu_shapes(f"mlp.experts.{expert}", moe.moe_intermediate_size, hidden)
+    return shapes
+
+
+def _swiglu_shapes(prefix: str, size: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{prefix}.gate_proj": (size, hidden),
+        f"{prefix}.up_proj": (size, hidden),
+        f"{prefix}.down_proj": (hidden, size),
+    }
 
 
 def weights_manifest(model_dir: Path) -> str:

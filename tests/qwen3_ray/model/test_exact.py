@@ -9,36 +9,14 @@ from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.linear import DenseMatrix
 from qwen3_ray.layers.row_plan import RowPlan, find_row_plan
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
-from qwen3_ray.testing_models import SequenceCache, forward_logits, forward_step, run_ranks
-from tests.qwen3_ray.model.helpers import Checkpoint, load, random_ids
+from qwen3_ray.testing_forward import forward_logits
+from qwen3_ray.testing_models import run_ranks
+from tests.qwen3_ray.model.helpers import Checkpoint, batched_logits, load, random_ids
 
 NUM_TOKENS = 70
 CHUNK_SIZES = [1, 7, 16, 64]
 BATCH_SIZES = [2, 5, 17]
 MAX_ROWS = 2048
-
-
-def batched_logits(
-    model: Qwen3ForCausalLM, sequences: list[list[int]], plan: RowPlan, chunk: int
-) -> list[torch.Tensor]:
-    """Logits of each sequence; all advance together, sequence `i` by chunks of `chunk + i % 3`."""
-    cache = SequenceCache(model, [len(ids) for ids in sequences])
-    done = [0] * len(sequences)
-    parts: list[list[torch.Tensor]] = [[] for _ in sequences]
-    while any(d < len(ids) for d, ids in zip(done, sequences, strict=True)):
-        chunks = [
-            (i, done[i], min(chunk + i % 3, len(ids) - done[i]))
-            for i, ids in enumerate(sequences)
-            if done[i] < len(ids)
-        ]
-        logits = forward_step(model, cache, sequences, chunks, plan)
-        assert logits is not None
-        row = 0
-        for i, _, length in chunks:
-            parts[i].append(logits[row : row + length])
-            done[i] += length
-            row += length
-    return [torch.cat(part) for part in parts]
 
 
 @pytest.fixture(scope="module", params=["auto", "float32"])

@@ -66,8 +66,9 @@ def test_a_missing_field_of_one_key_style_is_named(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"architectures": ["Qwen3MoeForCausalLM"]}, "no mixture of experts"),
-        ({"architectures": ["LlamaForCausalLM"]}, "no other family"),
+        ({"architectures": ["LlamaForCausalLM"]}, "only Qwen3ForCausalLM and Qwen3MoeForCausalLM"),
+        ({"architectures": []}, "only Qwen3ForCausalLM"),
+        ({"architectures": "Qwen3ForCausalLM"}, "only Qwen3ForCausalLM"),
         ({"attention_bias": True}, "biased"),
         ({"use_sliding_window": True}, "sliding windows"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "full_attention"),

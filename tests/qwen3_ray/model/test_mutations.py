@@ -19,10 +19,13 @@ from qwen3_ray.layers.linear import ColumnParallelLinear, Matrix
 from qwen3_ray.layers.rotary import QKNorm
 from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.qwen3 import Attention, Qwen3ForCausalLM
-from qwen3_ray.testing_models import SequenceCache, forward_logits, forward_step, run_ranks
+from qwen3_ray.testing_forward import SequenceCache, forward_logits, forward_step
+from qwen3_ray.testing_models import run_ranks
 from tests.qwen3_ray.model.helpers import (
     FP32_BOUND,
+    VISIBLE,
     Checkpoint,
+    ForgetfulGroup,
     OracleLogits,
     load,
     random_ids,
@@ -32,8 +35,6 @@ from tests.qwen3_ray.model.helpers import (
 SHAPE = "untied, 4:1 head groups"
 NUM_TOKENS = 50
 CHUNK = 32
-VISIBLE = 100 * FP32_BOUND
-"""What a mutation must change at least: far from the bound, so that neither is by chance."""
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -106,18 +107,6 @@ class SwappedHeads:
             [self.head_dim, self.head_dim, y.shape[1] - 2 * self.head_dim], dim=1
         )
         return torch.cat((second, first, rest), dim=1)
-
-
-@dataclass(frozen=True, slots=True)
-class ForgetfulGroup(TPGroup):
-    """Drops its all-reduce number `dropped` of each forward pass of five."""
-
-    dropped: int = 0
-    calls: list[int] = None  # type: ignore[assignment]
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls.append(len(self.calls))
-        return x if self.calls[-1] % 5 == self.dropped else TPGroup.all_reduce(self, x)
 
 
 def with_attention(
@@ -219,7 +208,7 @@ def test_the_oracle_notices_a_dropped_all_reduce(
     ids = random_ids(model_dir, NUM_TOKENS)
 
     def run(tp: TPGroup) -> torch.Tensor:
-        mutant = ForgetfulGroup(tp.rank, tp.size, tp.process_group, tp.exact, dropped, [])
+        mutant = ForgetfulGroup.of(tp, period=5, dropped=dropped)
         return forward_logits(load(model_dir, mutant, dtype="float32"), ids)
 
     logits = run_ranks(2, run)[0]

@@ -7,8 +7,9 @@ import torch
 
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.model.shard import Shard
-from qwen3_ray.testing_models import CountingTPGroup, forward_logits, run_ranks
-from tests.qwen3_ray.model.conftest import SHAPES
+from qwen3_ray.testing_forward import forward_logits
+from qwen3_ray.testing_models import CountingTPGroup, run_ranks
+from tests.qwen3_ray.model.conftest import EXPERTS, SHAPES
 from tests.qwen3_ray.model.helpers import (
     FP32_BOUND,
     PACKED_BOUND,
@@ -79,7 +80,7 @@ def test_greedy_tokens_of_the_demo_model_equal_transformers(
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 @pytest.mark.parametrize(
-    "shape", ["untied, 4:1 head groups", "tied, no head groups", "YaRN", "demo"]
+    "shape", ["untied, 4:1 head groups", "tied, no head groups", "YaRN", "demo", *EXPERTS]
 )
 def test_ranks_compute_what_one_does(shape: str, size: int, checkpoint: Checkpoint) -> None:
     """At 4 and 8 ranks the first shape shares its two key/value heads."""
@@ -90,10 +91,11 @@ def test_ranks_compute_what_one_does(shape: str, size: int, checkpoint: Checkpoi
     assert relative_error(logits, expected) <= PACKED_BOUND
 
 
+@pytest.mark.parametrize("shape", ["untied, 4:1 head groups", "experts and a dense layer"])
 def test_a_forward_pass_has_two_all_reduces_a_layer_one_more_and_one_gather(
-    checkpoint: Checkpoint,
+    shape: str, checkpoint: Checkpoint
 ) -> None:
-    model_dir = checkpoint("untied, 4:1 head groups", "bfloat16")
+    model_dir = checkpoint(shape, "bfloat16")
 
     def count(tp: TPGroup) -> dict[str, int]:
         counting = CountingTPGroup.of(tp)
@@ -102,7 +104,7 @@ def test_a_forward_pass_has_two_all_reduces_a_layer_one_more_and_one_gather(
         forward_logits(model, [1, 2, 3])
         return dict(counting.counts)
 
-    num_layers = SHAPES["untied, 4:1 head groups"].num_layers
+    num_layers = SHAPES[shape].num_layers
     assert run_ranks(2, count) == [{"all_reduce": 2 * num_layers + 1, "gather": 1}] * 2
 
 

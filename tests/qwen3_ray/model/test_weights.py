@@ -19,13 +19,8 @@ from qwen3_ray.model.safetensors_header import MAX_HEADER_BYTES, read_header
 from qwen3_ray.model.shard import Span
 from qwen3_ray.model.weight_reader import WeightReader
 from qwen3_ray.model.weights import load_model, weights_manifest
-from qwen3_ray.testing_models import (
-    TINY_MODEL,
-    engine_config,
-    forward_logits,
-    make_checkpoint,
-    run_ranks,
-)
+from qwen3_ray.testing_forward import forward_logits
+from qwen3_ray.testing_models import TINY_MODEL, engine_config, make_checkpoint, run_ranks
 from tests.qwen3_ray.model.helpers import load
 
 TIED = replace(TINY_MODEL, tie_word_embeddings=True)

@@ -18,12 +18,12 @@ from qwen3_ray.layers.rotary import build_cos_sin
 from qwen3_ray.layers.yarn import YarnScaling
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.weights import load_model
-from qwen3_ray.testing_models import TINY_YARN, config_json, engine_config, forward_logits
-from tests.qwen3_ray.model.helpers import FP32_BOUND, Checkpoint, OracleLogits, random_ids
+from qwen3_ray.testing_forward import forward_logits
+from qwen3_ray.testing_models import TINY_YARN, config_json, engine_config
+from tests.qwen3_ray.model.helpers import FP32_BOUND, VISIBLE, Checkpoint, OracleLogits, random_ids
 from tests.qwen3_ray.model.helpers import relative_error as error
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-VISIBLE = 100 * FP32_BOUND
 CPU = torch.device("cpu")
 
 SCALINGS = st.fixed_dictionaries(
