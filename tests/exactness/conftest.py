@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from qwen3_ray.config import DEMO_MODEL_DIR
-from qwen3_ray.testing_models import make_checkpoint
+from qwen3_ray.testing_models import TINY_MOE, make_checkpoint
 from tests.exactness.rig import Rig, running
 
 
@@ -13,6 +13,13 @@ from tests.exactness.rig import Rig, running
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Two layers of random weights, whose logits are far apart."""
     with running(make_checkpoint(tmp_path_factory.mktemp("tiny")), block_size=16) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A mixture of experts: how many rows share an expert's product depends on the batch."""
+    with running(make_checkpoint(tmp_path_factory.mktemp("moe"), TINY_MOE)) as rig:
         yield rig
 
 

@@ -157,7 +157,8 @@ class Rig:
 @contextmanager
 def running(model_dir: Path, **changes: object) -> Iterator[Rig]:
     """A rig over a real engine's executor; its ranks from 1 on are threads of this process."""
-    config = engine_config(model_dir, max_model_len=MAX_MODEL_LEN, **{"num_threads": 1} | changes)
+    defaults: dict[str, object] = {"max_model_len": MAX_MODEL_LEN, "num_threads": 1}
+    config = engine_config(model_dir, **defaults | changes)
     with tempfile.TemporaryDirectory() as directory:
         rendezvous_dir = Path(directory)
         others = [

@@ -83,3 +83,10 @@ def test_any_schedule_gives_each_what_it_gets_alone(tiny: Rig, data: st.DataObje
 def test_any_schedule_of_a_trained_model_does(demo: Rig, data: st.DataObject) -> None:
     specs = make_specs(demo.info.vocab_size, NUM_OUTPUT_TOKENS)
     assert_exact(demo, data.draw(examples(specs, demo)))
+
+
+@RANDOM(max_examples=10)
+@given(data=st.data())
+def test_any_schedule_of_a_mixture_of_experts_does(experts: Rig, data: st.DataObject) -> None:
+    specs = make_specs(experts.info.vocab_size, NUM_OUTPUT_TOKENS)
+    assert_exact(experts, data.draw(examples(specs, experts)))
