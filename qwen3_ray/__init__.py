@@ -11,17 +11,28 @@ from typing import TYPE_CHECKING
 from qwen3_ray import _environment as _environment
 
 if TYPE_CHECKING:
-    from qwen3_ray.engine.llm import LLM, CompletionOutput, RequestOutput
+    from qwen3_ray.engine.llm import LLM
+    from qwen3_ray.engine.outputs import CompletionOutput, Logprob, RequestOutput
     from qwen3_ray.sampling_params import SamplingParams
+    from qwen3_ray.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputs",
+]
 
 _HOMES = {
     "LLM": "qwen3_ray.engine.llm",
-    "CompletionOutput": "qwen3_ray.engine.llm",
-    "RequestOutput": "qwen3_ray.engine.llm",
+    "CompletionOutput": "qwen3_ray.engine.outputs",
+    "Logprob": "qwen3_ray.engine.outputs",
+    "RequestOutput": "qwen3_ray.engine.outputs",
     "SamplingParams": "qwen3_ray.sampling_params",
+    "StructuredOutputs": "qwen3_ray.structured_outputs",
 }
 
 

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-import itertools
-import uuid
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Self, TypedDict, TypeVar, Unpack
 
-from qwen3_ray.config import Device, DType, EngineConfig, KVCacheDType, Numerics
-from qwen3_ray.engine.local_engine import Deltas, LocalEngine
-from qwen3_ray.engine.outputs import Answer, CompletionOutput, RequestOutput, StreamPiece
+from qwen3_ray.config import Device, DType, EngineConfig, GenerationDefaults, KVCacheDType, Numerics
+from qwen3_ray.engine.answer import Answer, Choice
+from qwen3_ray.engine.local_engine import LocalEngine
+from qwen3_ray.engine.outputs import CompletionOutput, Logprob, RequestOutput, StreamPiece
 from qwen3_ray.engine.progress import OnProgress
+from qwen3_ray.engine.prompts import (
+    Prompt,
+    PromptReader,
+    TextPrompt,
+    TokenizationOptions,
+    TokensPrompt,
+)
 from qwen3_ray.engine.stats import EngineInfo, EngineStats
 from qwen3_ray.errors import EngineError, RequestError
+from qwen3_ray.model.generation_config import default_sampling
 from qwen3_ray.model.hub import resolve_model_dir
 from qwen3_ray.model.model_config import ModelConfig
-from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
+from qwen3_ray.request import FinishReason, TokenDelta
 from qwen3_ray.sampling_params import SamplingParams
-from qwen3_ray.text.output_processor import OutputProcessor
+from qwen3_ray.text.chat_messages import ChatMessage
+from qwen3_ray.text.chat_template import ChatOptions, ChatTemplate, find_chat_template
 from qwen3_ray.text.tokenizer import Tokenizer, find_tokenizer
-from qwen3_ray.validation import draw_seed, validate
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "StreamPiece"]
+__all__ = [
+    "LLM",
+    "ChatOptions",
+    "CompletionOutput",
+    "Logprob",
+    "Prompt",
+    "RequestOutput",
+    "StreamPiece",
+    "TextPrompt",
+    "TokenizationOptions",
+    "TokensPrompt",
+]
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+T = TypeVar("T")
 
 
 class EngineOptions(TypedDict, total=False):
@@ -45,15 +65,9 @@ class EngineOptions(TypedDict, total=False):
     seed: int
     num_threads: int | None
     skip_tokenizer_init: bool
-
-
-class TokensPrompt(TypedDict):
-    """A prompt that is token ids already."""
-
-    prompt_token_ids: Sequence[int]
-
-
-Prompt = str | TokensPrompt
+    enable_prefix_caching: bool
+    num_speculative_tokens: int | None
+    generation_config: GenerationDefaults
 
 
 class LLM:
@@ -84,11 +98,17 @@ class LLM:
         model_config = ModelConfig.from_dir(config.model_dir)
         model_config.check_tensor_parallel(config.tensor_parallel_size)
         model_config.resolve_max_model_len(config.max_model_len)
-        self._tokenizer = None if config.skip_tokenizer_init else find_tokenizer(config.model_dir)
-        self._seed = config.seed
-        self._num_drawn = itertools.count()
+        self._default_params = SamplingParams()
+        if config.generation_config == "auto":
+            self._default_params = SamplingParams(**default_sampling(config.model_dir))
+        self._tokenizer: Tokenizer | None = None
+        self._chat_template: ChatTemplate | None = None
+        if not config.skip_tokenizer_init:
+            self._tokenizer = find_tokenizer(config.model_dir)
+            self._chat_template = find_chat_template(config.model_dir)
         self._engine = LocalEngine(config, on_progress)
         self._close: Callable[[], object] = weakref.finalize(self, self._engine.close)
+        self._reader = PromptReader(self.info, self._tokenizer, seed=config.seed)
 
     @property
     def info(self) -> EngineInfo:
@@ -110,48 +130,117 @@ class LLM:
         """The checkpoint's tokenizer, None if it serves token ids only."""
         return self._tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What requests without parameters get: the checkpoint's generation_config.json."""
+        return self._default_params
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        params: Params = None,
+        *,
+        priority: int | Sequence[int] = 0,
+        tokenization_kwargs: TokenizationOptions | None = None,
     ) -> list[RequestOutput]:
         """Answer prompts, batched together; one output for each, in their order.
 
         Args:
-            prompts: texts or `{"prompt_token_ids": [...]}`, one or a list.
-            params: for all prompts, or one for each.
+            prompts: texts, `{"prompt": ...}` or `{"prompt_token_ids": [...]}`, one or a list.
+                Dicts may hold a `cache_salt`, and token ids come with `output_token_ids` to go on
+                with an output that was begun elsewhere (ours, not vLLM's).
+            params: for all prompts, or one for each; None for the checkpoint's own defaults.
+            priority: for all prompts, or one for each; lower comes first.
+            tokenization_kwargs: to shorten long prompts.
 
         Raises:
-            RequestError: a prompt or its parameters cannot be served; nothing was generated.
+            RequestError: a prompt or its parameters cannot be served.
             EngineError: the engine died.
         """
         prompt_list: Sequence[Prompt]
         prompt_list = [prompts] if isinstance(prompts, str | dict) else list(prompts)
+        num = len(prompt_list)
         answers = [
-            self._prepare(prompt, one)
-            for prompt, one in zip(prompt_list, _params_for(params, len(prompt_list)), strict=True)
+            self._reader.read(prompt, one, priority=rank, tokenization=tokenization_kwargs)
+            for prompt, one, rank in zip(
+                prompt_list,
+                _for_each("params", self._default_params if params is None else params, num),
+                _for_each("priority", priority, num),
+                strict=True,
+            )
         ]
-        with self._submit(answers) as deltas:
-            for _ in self._drive(answers, deltas):
+        with closing(self._drive(answers)) as pieces:
+            for _ in pieces:
                 pass
         return [answer.output() for answer in answers]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamPiece]:
+    def chat(
+        self,
+        messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
+        params: Params = None,
+        *,
+        priority: int | Sequence[int] = 0,
+        tokenization_kwargs: TokenizationOptions | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[RequestOutput]:
+        """Answer one chat or several, batched together; see `generate` and `ChatOptions`.
+
+        Raises:
+            RequestError: a chat or its parameters cannot be served, or there is no template.
+            CheckpointError: the checkpoint's chat template is damaged.
+            EngineError: the engine died.
+        """
+        chats = [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        return self.generate(
+            [self.chat_prompt(chat, **options) for chat in chats],  # type: ignore[arg-type]
+            params,
+            priority=priority,
+            tokenization_kwargs=tokenization_kwargs,
+        )
+
+    def chat_prompt(self, messages: Sequence[ChatMessage], **options: Unpack[ChatOptions]) -> str:
+        """The prompt that `chat` gives the model for one chat, for example to `stream` it.
+
+        Raises:
+            RequestError: the chat cannot be rendered, or there is no template.
+            CheckpointError: the checkpoint's chat template is damaged.
+        """
+        if self._chat_template is None:
+            raise RequestError("messages", "this checkpoint has no chat template: give a prompt")
+        return self._chat_template.render(messages, **options)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        tokenization_kwargs: TokenizationOptions | None = None,
+    ) -> Iterator[StreamPiece]:
         """Answer one prompt piece by piece; closing the iterator stops the work.
 
         Raises:
-            RequestError: at once, if the prompt or its parameters cannot be served.
+            RequestError: at once, if the prompt or its parameters cannot be served; while
+                iterating, if only the engine could tell.
             EngineError: while iterating, if the engine died or the logits were not finite.
         """
-        answer = self._prepare(prompt, params or SamplingParams())
+        answer = self._reader.read(
+            prompt,
+            params or self._default_params,
+            priority=priority,
+            tokenization=tokenization_kwargs,
+        )
         return self._stream(answer)
 
     def _stream(self, answer: Answer) -> Iterator[StreamPiece]:
-        with self._submit([answer]) as deltas:
-            for piece, delta in self._drive([answer], deltas):
+        with closing(self._drive([answer])) as pieces:
+            for piece, delta in pieces:
                 if delta.finish_reason is FinishReason.ERROR:
                     raise EngineError(delta.error or "the request failed")
                 yield piece
+
+    def reset_prefix_cache(self) -> None:
+        """Let no later request find keys and values that were computed before now."""
+        self._engine.reset_prefix_cache()
 
     def close(self) -> None:
         """End the engine and its ranks; unfinished calls raise. Again: nothing happens."""
@@ -168,69 +257,41 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _prepare(self, prompt: Prompt, params: SamplingParams) -> Answer:
-        text, token_ids = self._encode(prompt)
-        params = validate(
-            token_ids,
-            params,
-            max_model_len=self.info.max_model_len,
-            vocab_size=self.info.vocab_size,
-        )
-        if params.seed is None:
-            params = replace(params, seed=draw_seed(self._seed, next(self._num_drawn)))
-        if params.stop_strings and self._tokenizer is None:
-            raise RequestError("stop", "needs a tokenizer, and this checkpoint has none")
-        processor = None
-        if self._tokenizer is not None:
-            processor = OutputProcessor(self._tokenizer.output_bytes, params.stop_strings)
-        request = GenerateRequest(
-            request_id=uuid.uuid4().hex, prompt_token_ids=tuple(token_ids), params=params
-        )
-        return Answer(text, request, processor)
-
-    def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
-        if not isinstance(prompt, str):
-            if not isinstance(prompt, dict) or "prompt_token_ids" not in prompt:
-                raise RequestError(
-                    "prompt", "must be a string or a dict with the key prompt_token_ids"
-                )
-            return None, list(prompt["prompt_token_ids"])
-        if self._tokenizer is None:
-            raise RequestError(
-                "prompt", "is text, but this checkpoint has no tokenizer: give prompt_token_ids"
-            )
-        return prompt, self._tokenizer.encode(prompt)
-
-    def _submit(self, answers: Sequence[Answer]) -> AbstractContextManager[Deltas]:
-        return self._engine.submit([answer.request for answer in answers])
-
-    def _drive(
-        self, answers: Sequence[Answer], deltas: Deltas
-    ) -> Iterator[tuple[StreamPiece, TokenDelta]]:
+    def _drive(self, answers: Sequence[Answer]) -> Generator[tuple[StreamPiece, TokenDelta]]:
         """Bring answers to their ends, giving what each delta added."""
-        unfinished = {answer.request.request_id: answer for answer in answers}
-        while unfinished:
-            delta = deltas.get()
-            answer = unfinished.get(delta.request_id)
-            if answer is None:  # ended by a stop string that the engine did not know of yet
-                continue
-            if delta.finish_reason is FinishReason.ERROR:
-                self._engine.raise_if_dead()
-            if delta.finish_reason is FinishReason.ABORT:
-                raise EngineError("the engine was closed")
-            piece = answer.push(delta)
-            if answer.finish_reason is not None:
-                del unfinished[delta.request_id]
-                if delta.finish_reason is None:
-                    self._engine.abort([delta.request_id])
-            yield piece, delta
+        unfinished = {
+            choice.request.request_id: choice
+            for answer in answers
+            for choice in answer.choices
+            if choice.finish_reason is None  # else what came with the request completes it
+        }
+        with self._engine.submit([choice.request for choice in unfinished.values()]) as deltas:
+            while unfinished:
+                delta = deltas.get()
+                choice = unfinished.get(delta.request_id)
+                if choice is None:  # ended by a stop string that the engine did not know of yet
+                    continue
+                yield self._take(choice, delta), delta
+                if choice.finish_reason is not None:
+                    del unfinished[delta.request_id]
+
+    def _take(self, choice: Choice, delta: TokenDelta) -> StreamPiece:
+        if delta.error_param is not None:
+            raise RequestError(delta.error_param, delta.error or "cannot be served")
+        if delta.finish_reason is FinishReason.ERROR:
+            self._engine.raise_if_dead()
+        if delta.finish_reason is FinishReason.ABORT:
+            raise EngineError("the engine was closed")
+        piece = choice.push(delta)
+        if choice.finish_reason is not None and delta.finish_reason is None:
+            self._engine.abort([delta.request_id])
+        return piece
 
 
-def _params_for(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    if len(params) != num_prompts:
-        raise RequestError("params", f"{len(params)} of them for {num_prompts} prompts")
-    return params
+def _for_each(name: str, values: T | Sequence[T], num_prompts: int) -> Sequence[T]:
+    """One of `values` for each prompt; a single value is for all."""
+    if not isinstance(values, Sequence):
+        return [values] * num_prompts
+    if len(values) != num_prompts:
+        raise RequestError(name, f"{len(values)} of them for {num_prompts} prompts")
+    return values

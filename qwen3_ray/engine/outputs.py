@@ -1,11 +1,30 @@
-"""What `LLM` answers with, and how an answer grows out of the engine's deltas."""
+"""What `LLM` answers with, in the shapes of vLLM's outputs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
-from qwen3_ray.text.output_processor import OutputProcessor
+from qwen3_ray.request import TokenLogprobs
+
+TextOf = Callable[[int], str]
+"""The text of one token by itself; replacement characters for parts of characters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logprob:
+    """How likely one token was at one place, in the model's own distribution."""
+
+    logprob: float
+    """Natural logarithm; before penalties, masks and temperature."""
+    rank: int
+    """1 for the likeliest token."""
+    decoded_token: str | None
+    """The token's text; None when the checkpoint has no tokenizer."""
+
+
+TokenChoices = dict[int, Logprob]
+"""By token id: the token that is there first, then the likeliest ones that were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +32,7 @@ class CompletionOutput:
     """One answer to a prompt."""
 
     index: int
+    """Which of the `n` answers."""
     text: str
     """Empty when the checkpoint has no tokenizer."""
     token_ids: list[int]
@@ -21,7 +41,16 @@ class CompletionOutput:
     """`stop`, `length`, or `error` when the model's logits were not finite."""
     stop_reason: int | str | None
     """The stop string or stop token id that ended the answer; None for end-of-text."""
-    logprobs: None = None
+    logprobs: list[TokenChoices] | None = None
+    """One for each of `token_ids`, if asked for."""
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum of the tokens' logprobs, if asked for."""
+        if self.logprobs is None:
+            return None
+        pairs = zip(self.token_ids, self.logprobs, strict=True)
+        return sum(choices[token_id].logprob for token_id, choices in pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,60 +61,39 @@ class RequestOutput:
     """None when the prompt was given as token ids."""
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    """In order of `index`."""
+    prompt_logprobs: list[TokenChoices | None] | None = None
+    """One for each prompt token, if asked for; None for the first, which follows nothing."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values were in the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamPiece:
     """What one engine step added to an answer; the pieces' texts join to the whole."""
 
+    index: int
+    """Which of the `n` answers."""
     text: str
     token_ids: list[int]
     finish_reason: str | None
-    """As in `CompletionOutput`, on the last piece alone."""
+    """As in `CompletionOutput`, on the last piece of an answer alone."""
     stop_reason: int | str | None
+    logprobs: list[TokenChoices] | None = None
+    """One for each of `token_ids`, if asked for."""
+    prompt_logprobs: list[TokenChoices | None] | None = None
+    """The next ones of `RequestOutput.prompt_logprobs`, if there are any."""
 
 
-@dataclass(slots=True)
-class Answer:
-    """One request while its deltas come in."""
+def token_choices(logprobs: Sequence[TokenLogprobs], text_of: TextOf | None) -> list[TokenChoices]:
+    """One dict for each of `logprobs`."""
+    return [_choices_at(place, text_of) for place in logprobs]
 
-    prompt: str | None
-    request: GenerateRequest
-    processor: OutputProcessor | None
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
 
-    def push(self, delta: TokenDelta) -> StreamPiece:
-        """Take a delta in; what it adds. The answer may end here, at a stop string."""
-        text, token_ids = "", list(delta.token_ids)
-        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
-        if self.processor is not None:
-            added = self.processor.push(token_ids, delta.finish_reason)
-            text, token_ids = added.text, token_ids[: added.num_kept_tokens]
-            if added.stop_string is not None:
-                self.finish_reason, self.stop_reason = FinishReason.STOP, added.stop_string
-        self.text.append(text)
-        self.token_ids += token_ids
-        return StreamPiece(
-            text=text,
-            token_ids=token_ids,
-            finish_reason=None if self.finish_reason is None else str(self.finish_reason),
-            stop_reason=self.stop_reason,
-        )
-
-    def output(self) -> RequestOutput:
-        """The complete answer."""
-        completion = CompletionOutput(
-            index=0,
-            text="".join(self.text),
-            token_ids=self.token_ids,
-            finish_reason=str(self.finish_reason),
-            stop_reason=self.stop_reason,
-        )
-        return RequestOutput(
-            prompt=self.prompt,
-            prompt_token_ids=list(self.request.prompt_token_ids),
-            outputs=[completion],
-        )
+def _choices_at(place: TokenLogprobs, text_of: TextOf | None) -> TokenChoices:
+    ranked = [(place.token_id, place.logprob, place.rank)]
+    ranked += [(id_, logprob, rank) for rank, (id_, logprob) in enumerate(place.top, start=1)]
+    return {
+        token_id: Logprob(logprob=logprob, rank=rank, decoded_token=text_of and text_of(token_id))
+        for token_id, logprob, rank in ranked
+    }

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict, cast
 
 from qwen3_ray.errors import RequestError
 from qwen3_ray.model.json_fields import JsonFields, read_json
 from qwen3_ray.sampling_params import SamplingParams
 
 FILE_NAME = "generation_config.json"
-SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-def default_sampling(model_dir: Path) -> Mapping[str, float | int]:
+class SamplingDefaults(TypedDict, total=False):
+    """The parameters of `SamplingParams` for which checkpoints have defaults."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+
+
+def default_sampling(model_dir: Path) -> SamplingDefaults:
     """What `SamplingParams` should be built with where a request leaves these fields open.
 
     Holds the fields that the file gives; empty without a file. As in vLLM, `do_sample` is ignored:
@@ -28,9 +37,8 @@ def default_sampling(model_dir: Path) -> Mapping[str, float | int]:
     if not file.exists():
         return {}
     fields = JsonFields(file, read_json(file))
-    return {
-        name: _checked(fields, name) for name in SAMPLING_FIELDS if fields.get(name) is not None
-    }
+    names = [name for name in SamplingDefaults.__annotations__ if fields.get(name) is not None]
+    return cast(SamplingDefaults, {name: _checked(fields, name) for name in names})
 
 
 def _checked(fields: JsonFields, name: str) -> float | int:
@@ -39,7 +47,7 @@ def _checked(fields: JsonFields, name: str) -> float | int:
     if isinstance(value, bool) or not isinstance(value, kind):
         raise fields.error(name, f"must be {article}, got {value!r:.80}")
     try:
-        SamplingParams(**{name: value})  # type: ignore[arg-type]  # one of SAMPLING_FIELDS
+        SamplingParams(**{name: value})  # type: ignore[arg-type]  # one of SamplingDefaults
     except RequestError as error:
         raise fields.error(name, error.message) from error
     except OverflowError as error:  # an integer beyond every float

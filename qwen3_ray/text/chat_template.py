@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from qwen3_ray.errors import CheckpointError, RequestError
 from qwen3_ray.text.chat_messages import ChatMessage, normalize_messages, plain_json
@@ -27,6 +27,16 @@ _SPECIAL_TOKENS = (
 _OUR_VARIABLES = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
 _END = "\ue000 "
 """Marks where the message to continue ends; its space tells whether templates trim messages."""
+
+
+class ChatOptions(TypedDict, total=False):
+    """How a chat becomes a prompt: the options of `ChatTemplate.render`, which explains them."""
+
+    tools: Sequence[Mapping[str, object]] | None
+    documents: Sequence[Mapping[str, object]] | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template_kwargs: Mapping[str, object] | None
 
 
 class ChatTemplate:

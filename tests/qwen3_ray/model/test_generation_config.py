@@ -23,7 +23,7 @@ def write(model_dir: Path, values: object) -> Path:
 def test_fields_that_the_file_has_are_the_defaults(tmp_path: Path) -> None:
     write(tmp_path, {**QWEN3, "bos_token_id": 1, "transformers_version": "4.51.0"})
     assert default_sampling(tmp_path) == QWEN3
-    params = SamplingParams(**default_sampling(tmp_path))  # type: ignore[arg-type]
+    params = SamplingParams(**default_sampling(tmp_path))
     assert params == SamplingParams(temperature=0.6, top_k=20, top_p=0.95)
 
 
