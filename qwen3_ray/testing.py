@@ -141,6 +141,7 @@ def make_fake_engine(
     max_num_batched_tokens: int = 32,
     eos_token_ids: Collection[int] = (),
     enable_prefix_caching: bool = True,
+    num_speculative_tokens: int = 0,
 ) -> Engine:
     """An engine over a `FakeExecutor`."""
     executor = executor or FakeExecutor()
@@ -160,4 +161,5 @@ def make_fake_engine(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         enable_prefix_caching=enable_prefix_caching,
+        num_speculative_tokens=num_speculative_tokens,
     )

@@ -96,6 +96,11 @@ class KVManager:
             for hash_ in islice(request.block_hashes, len(found), None):
                 self._claims.setdefault(hash_, request)
 
+    def room_of(self, request: RequestState) -> int:
+        """Tokens that `grow` can make room for, beyond those that `request` has computed."""
+        num_blocks = len(request.block_ids) + self._pool.num_free
+        return num_blocks * self.block_size - request.num_computed_tokens
+
     def grow(self, request: RequestState, num_new_tokens: int) -> bool:
         """Give `request` room for its computed and `num_new_tokens` more tokens.
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from qwen3_ray.request import GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
+
+
+class Lookup(Protocol):
+    """Guesses at one request's next tokens; `qwen3_ray.core.prompt_lookup.PromptLookup` is one."""
+
+    def propose(self, token_ids: Sequence[int], limit: int) -> list[int]:
+        """At most `limit` tokens that may follow `token_ids`: those of the last call and more."""
+
+    def observe(self, num_drafts: int, num_accepted: int) -> None:
+        """Learn how many of the tokens proposed last were right."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -40,6 +52,8 @@ class RequestState:
     """Resets of the prefix cache before it got its blocks."""
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when it first began; None before."""
+    lookup: Lookup | None = None
+    """Where its drafts come from, if it gets any."""
     has_answered: bool = False
     """Whether a delta was given out."""
 

@@ -39,11 +39,10 @@ class RunningSet:
             del self._ordered[self._place(request)]
         return request
 
-    def pop_last(self) -> RequestState:
-        """Take out the least urgent, youngest request; there must be one."""
-        request = self._ordered.pop()
-        del self._by_id[request.request_id]
-        return request
+    @property
+    def last(self) -> RequestState:
+        """The least urgent, youngest request; there must be one."""
+        return self._ordered[-1]
 
     def _place(self, request: RequestState) -> int:
         return bisect_left(self._ordered, request.rank, key=_rank)

@@ -6,30 +6,38 @@ the gap of many requests under one token budget. Ids only: text, clocks and devi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qwen3_ray.core.deltas import make_delta
+from qwen3_ray.core.drafting import Drafting
 from qwen3_ray.core.finish import End, EndRules
 from qwen3_ray.core.kv_manager import KVManager
-from qwen3_ray.core.request_state import RequestState
-from qwen3_ray.core.running_set import RunningSet
+from qwen3_ray.core.limits import check_prompt_len
+from qwen3_ray.core.prompt_lookup import PromptLookup
+from qwen3_ray.core.request_state import Lookup, RequestState
+from qwen3_ray.core.request_table import PLACE, RequestTable
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
-from qwen3_ray.core.waiting_queue import WaitingQueue
-from qwen3_ray.errors import EngineError, PromptTooLongError, RequestError
+from qwen3_ray.core.token_budget import PrefillBudget, Verdict
+from qwen3_ray.core.totals import Totals
+from qwen3_ray.errors import EngineError, RequestError
 from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta
 
 
 class Scheduler:
     """Continuous batching over paged KV blocks: one loop, one token budget.
 
-    `schedule()` plans a step, the caller computes it, `commit()` takes the sampled ids. `add` and
-    `abort` may come at any time but between the two. A plan that was never committed is harmless:
-    the next one starts from the same state.
+    `schedule()` plans a step, the caller computes it, `commit()` takes the sampled ids. `add`,
+    `abort` and `reset_prefix_cache` may come at any time but between the two. A plan that was
+    never committed is harmless: the next one starts from the same state.
 
     Requests are served by priority, and by arrival among equals. When blocks run out the last ones
     in this order lose theirs and recompute later what the prefix cache has lost, prompt and output
     alike, so the first one always gets on and every request ends. Cost of a step: O(running
     requests + blocks given or found).
+
+    Args:
+        num_speculative_tokens: most tokens to guess ahead for one request; 0 for none.
+        make_lookup: makes what one request's guesses come from.
     """
 
     def __init__(
@@ -40,58 +48,46 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         eos_token_ids: frozenset[int],
+        num_speculative_tokens: int = 0,
+        make_lookup: Callable[[int], Lookup] = PromptLookup,
     ) -> None:
-        self._kv = kv
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_model_len = max_model_len
+        self._kv = kv
+        self._table = RequestTable(kv)
         self._rules = EndRules(eos_token_ids, min(max_model_len, kv.capacity))
-        self._waiting = WaitingQueue()
-        self._running = RunningSet()
+        self._drafting = Drafting(
+            kv, self._rules, max_drafts=num_speculative_tokens, make_lookup=make_lookup
+        )
         self._ended: dict[str, RequestState] = {}  # resumes that came with all of their output
         self._num_arrivals = 0
-        self._num_preemptions = 0
-        self._num_prefix_queries = 0
-        self._num_prefix_hits = 0
+        self.totals = Totals()
 
     @property
     def has_unfinished(self) -> bool:
         """Whether a request runs or waits, or an end is still to be told."""
-        return len(self._running) > 0 or len(self._waiting) > 0 or len(self._ended) > 0
+        return self.num_running > 0 or self.num_waiting > 0 or len(self._ended) > 0
 
     @property
     def num_running(self) -> int:
         """Requests that hold KV blocks."""
-        return len(self._running)
+        return len(self._table.running)
 
     @property
     def num_waiting(self) -> int:
         """Requests that wait for their first step, or for their next after a preemption."""
-        return len(self._waiting)
+        return len(self._table.waiting)
 
     @property
     def num_waiting_tokens(self) -> int:
         """Known tokens still to compute, not counting the last one of each running request.
 
         In other words: all prefill work, queued or begun; decoding requests count for nothing.
+        What the prefix cache will save of queued work is not known yet, and counts.
         """
-        begun = sum(request.num_pending_tokens - 1 for request in self._running)
-        return self._waiting.num_tokens + begun
-
-    @property
-    def num_preemptions(self) -> int:
-        """Times that a request lost its blocks to one that comes before it."""
-        return self._num_preemptions
-
-    @property
-    def num_prefix_queries(self) -> int:
-        """Prompt tokens of the requests that looked into the prefix cache when they first began."""
-        return self._num_prefix_queries
-
-    @property
-    def num_prefix_hits(self) -> int:
-        """Those of them that it held."""
-        return self._num_prefix_hits
+        begun = sum(request.num_pending_tokens - 1 for request in self._table.running)
+        return self._table.waiting.num_tokens + begun
 
     def add(self, request: GenerateRequest) -> None:
         """Queue a request. A `max_tokens` beyond the room there is ends with `LENGTH`.
@@ -103,119 +99,143 @@ class Scheduler:
             PromptTooLongError: prompt and one output token exceed the context or the KV cache.
             RequestError: the prompt is empty, or the id is that of an unfinished request.
         """
-        if any(request.request_id in ids for ids in (self._running, self._waiting, self._ended)):
+        if request.request_id in self._table or request.request_id in self._ended:
             raise RequestError("request_id", f"{request.request_id!r} is being served already")
-        self._check_prompt_len(len(request.prompt_token_ids))
+        check_prompt_len(
+            len(request.prompt_token_ids),
+            max_model_len=self._max_model_len,
+            kv_capacity=self._kv.capacity,
+        )
         state = RequestState.of(request, self._num_arrivals)
         self._num_arrivals += 1
         if state.num_output_tokens > 0 and self._rules.end_of(state) is not None:
             state.num_cached_tokens = 0
             self._ended[request.request_id] = state
         else:
-            self._waiting.push(state)
-
-    def _check_prompt_len(self, prompt_len: int) -> None:
-        if prompt_len == 0:
-            raise RequestError("prompt", "must hold at least one token")
-        if prompt_len >= self._max_model_len:
-            raise PromptTooLongError(
-                "prompt",
-                f"has {prompt_len} tokens, at most {self._max_model_len - 1} fit the context of "
-                f"{self._max_model_len} with one output token",
-            )
-        if prompt_len >= self._kv.capacity:
-            raise PromptTooLongError(
-                "prompt",
-                f"has {prompt_len} tokens, at most {self._kv.capacity - 1} fit the KV cache of "
-                f"this engine with one output token",
-            )
+            self._table.waiting.push(state)
 
     def abort(self, request_id: str) -> bool:
         """Forget a request and free its blocks, in O(its blocks); False when it is unknown."""
-        request = self._running.remove(request_id)
-        if request is None:
-            is_ended = self._ended.pop(request_id, None) is not None
-            return is_ended or self._waiting.remove(request_id)
-        self._release(request)
-        return True
+        return self._table.remove(request_id) or self._ended.pop(request_id, None) is not None
 
     def reset_prefix_cache(self) -> None:
         """Let no request find what was computed before; running ones keep what they have."""
-        self._kv.reset_prefix_cache()
-        self._waiting.unpark_all()
-
-    def _release(self, request: RequestState) -> None:
-        for content in self._kv.release(request):
-            self._waiting.unpark(content)
+        self._table.reset_prefix_cache()
 
     def schedule(self) -> Step:
-        """Spend the token budget on running requests first, then admit waiting ones.
+        """Spend the token budget: on decoding requests, then on prompts, then on drafts.
 
-        The step is empty only when nothing is unfinished.
+        All decoding requests take part, so no prompt delays them by more than the one step that
+        it shares with them. The step is empty only when nothing runs or waits.
         """
-        budget = self._max_num_batched_tokens
-        scheduled: list[ScheduledRequest] = []
-        for request in list(self._running):
-            num_new = min(request.num_pending_tokens, budget)
-            # A preempted request takes no part, nor do the younger ones: they left before it.
-            if num_new == 0 or request.request_id not in self._running:
-                break
-            if not self._grow_or_preempt(request, num_new):
-                break
-            scheduled.append(ScheduledRequest(request, num_new))
-            budget -= num_new
-        # One preempted just now does not fit back (else nobody had needed its blocks), and being
-        # first in the queue it keeps the others out.
-        self._admit(scheduled, budget)
-        return Step(tuple(scheduled))
+        decodes = self._grow_decodes()
+        budget = PrefillBudget(
+            self._max_num_batched_tokens - len(decodes),
+            (request for request in self._table.running if request.num_pending_tokens > 1),
+        )
+        newcomers = self._admit(budget)
+        prefills = [ScheduledRequest(*share) for share in budget.shares() if share[1] > 0]
+        prefills += newcomers
+        num_tokens = len(decodes) + sum(item.num_new_tokens for item in prefills)
+        drafted = self._drafting.draft(decodes, self._max_num_batched_tokens - num_tokens)
+        return Step((*drafted, *prefills))
 
-    def _grow_or_preempt(self, request: RequestState, num_new_tokens: int) -> bool:
-        """Find blocks for `request`, if need be those of others; False if it lost its own."""
-        while not self._kv.grow(request, num_new_tokens):
-            victim = self._running.pop_last()
-            self._release(victim)
-            self._waiting.push(victim)
-            self._num_preemptions += 1
+    def _grow_decodes(self) -> list[RequestState]:
+        """The requests of which one known token is to be computed, with room for it."""
+        decodes: list[RequestState] = []
+        for request in list(self._table.running):
+            if request.num_pending_tokens > 1:
+                continue
+            # A preempted request takes no part, nor do those after it: they left before it.
+            if (
+                len(decodes) == self._max_num_batched_tokens
+                or request.request_id not in self._table.running
+                or not self._grow_or_preempt(request)
+            ):
+                break
+            decodes.append(request)
+        return decodes
+
+    def _grow_or_preempt(self, request: RequestState) -> bool:
+        """Find room for a token, if need be in blocks of others; False if it lost its own."""
+        while not self._kv.grow(request, 1):
+            victim = self._table.running.last
+            self._preempt(victim)
             if victim is request:
                 return False
         return True
 
-    def _admit(self, scheduled: list[ScheduledRequest], budget: int) -> None:
+    def _preempt(self, victim: RequestState) -> None:
+        self._table.give_back(victim)
+        self.totals.num_preemptions += 1
+
+    def _admit(self, budget: PrefillBudget) -> list[ScheduledRequest]:
         """Start waiting requests, in order, while budget, places and blocks last.
 
         One whose tokens do not all fit now must wait, even if its first chunk would: it would be
-        preempted halfway through its prompt. None overtakes it.
+        preempted halfway through its prompt. None overtakes it. One that was preempted in this
+        step does not fit back, else nobody had needed its blocks.
 
-        One that needs a content which a running request is about to compute is parked until that
-        is done or given up, and then finds it. Others go past it meanwhile, but none of them
-        claims a content that it needs: to need it too is to be parked. So it waits at most for
-        requests that were running when its turn came.
+        Returns:
+            Those that are computed at once. The others have joined the prefills of `budget`.
         """
-        while budget > 0 and len(self._running) < self._max_num_seqs:
-            request = self._waiting.peek()
+        if budget.has_place:
+            self._table.waiting.unpark(PLACE)
+        scheduled: list[ScheduledRequest] = []
+        while budget.num_tokens > 0 and self.num_running < self._max_num_seqs:
+            request = self._table.waiting.peek()
             if request is None:
-                return
+                break
             found = self._kv.find(request)
-            content = self._kv.find_claim(request, len(found))
-            if content is not None:
-                self._waiting.park(content)
+            verdict = budget.judge(request, len(found) * self._kv.block_size)
+            if self._park(request, found, verdict, budget):
                 continue
-            if not self._kv.has_room(request, found):
-                return
-            self._waiting.pop()
-            self._kv.admit(request, found)
-            self._running.add(request)
-            self._note_hits(request)
-            num_new = min(request.num_pending_tokens, budget)
-            scheduled.append(ScheduledRequest(request, num_new))
-            budget -= num_new
+            if verdict is Verdict.LATER or not self._kv.has_room(request, found):
+                break
+            self._table.start(found)
+            self._note_found(request)
+            if verdict is Verdict.WHOLE:
+                scheduled.append(ScheduledRequest(request, budget.take_all(request)))
+            else:
+                budget.join(request)
+        return scheduled
 
-    def _note_hits(self, request: RequestState) -> None:
-        if request.num_cached_tokens is None:
-            request.num_cached_tokens = min(request.num_computed_tokens, request.prompt_len)
-            if request.num_prompt_logprobs_left == 0:
-                self._num_prefix_queries += request.prompt_len
-                self._num_prefix_hits += request.num_cached_tokens
+    def _park(
+        self, request: RequestState, found: list[int], verdict: Verdict, budget: PrefillBudget
+    ) -> bool:
+        """Set `request`, the first one that waits, aside if it must wait for another to get on.
+
+        One that needs a content which a running request is about to compute waits until that is
+        done or given up, and then finds it. Others go past it meanwhile, but none of them claims a
+        content that it needs: to need it too is to be parked too. So it waits at most for
+        requests that come before it, or were running when its turn came.
+
+        One that is too long for a step waits for a place among the prefills in flight, which a
+        less urgent one gives up. Shorter ones go past it, but none of them can take the place.
+
+        Returns:
+            Whether another request may be the first one now.
+        """
+        content = self._kv.find_claim(request, len(found))
+        if content is not None:
+            self._table.waiting.park(content)
+            return True
+        if verdict is not Verdict.NO_PLACE:
+            return False
+        victim = budget.leave(request.rank[0]) if self._kv.has_room(request, found) else None
+        if victim is None:
+            self._table.waiting.park(PLACE)
+        else:
+            self._preempt(victim)
+        return True
+
+    def _note_found(self, request: RequestState) -> None:
+        if request.num_cached_tokens is not None:
+            return
+        request.num_cached_tokens = min(request.num_computed_tokens, request.prompt_len)
+        if request.num_prompt_logprobs_left == 0:
+            self.totals.num_prefix_queries += request.prompt_len
+            self.totals.num_prefix_hits += request.num_cached_tokens
 
     def commit(self, step: Step, sampled: Sequence[Sampled]) -> list[TokenDelta]:
         """Note that `step` was computed, and append the ids that it sampled.
@@ -250,45 +270,27 @@ class Scheduler:
         if result.problem is not None:
             # What it computed may be wrong as well.
             self._kv.disown(request)
-            self.abort(request.request_id)
+            self._table.remove(request.request_id)
             return make_delta(request, End(FinishReason.ERROR), error=result.problem)
+        num_rows = len(item.prompt_logprob_rows)
         num_known = item.num_new_tokens - item.num_drafts
         num_accepted = result.count_accepted(request.draft_token_ids[: item.num_drafts])
         num_appended, end = 0, None
         if item.samples:
             num_appended, end = self._rules.append(request, result)
         # An accepted draft that was not appended is no token of the request.
-        self._advance(request, num_known + min(num_accepted, num_appended))
+        self._table.advance(request, num_known + min(num_accepted, num_appended))
+        request.num_prompt_logprobs += num_rows
         if item.num_drafts > 0:
-            self._kv.trim(request)
-            request.draft_token_ids = []
-        request.num_prompt_logprobs += len(result.prompt_logprobs)
+            self._drafting.observe(request, item.num_drafts, num_accepted)
+            self.totals.num_draft_tokens += item.num_drafts
+            self.totals.num_accepted_tokens += min(num_accepted, num_appended)
         if end is not None:
-            self.abort(request.request_id)
+            self._table.remove(request.request_id)
         if end is None and not num_appended and not result.prompt_logprobs:
             return None
         return make_delta(request, end, result, num_appended=num_appended)
 
-    def _advance(self, request: RequestState, num_tokens: int) -> None:
-        for content in self._kv.advance(request, num_tokens):
-            self._waiting.unpark(content)
-
     def check_integrity(self) -> None:
-        """Check the books: blocks, states and the count of waiting tokens. O(everything).
-
-        Raises:
-            EngineError: a block is lost or shared, or a request is in a state that cannot be.
-        """
-        self._kv.check_integrity(self._running)
-        for request in self._running:
-            if request.request_id in self._waiting or request.num_pending_tokens < 1:
-                raise EngineError(f"request {request.request_id} runs, but has nothing to compute")
-        for request in self._waiting:
-            if request.block_ids or request.num_computed_tokens:
-                raise EngineError(f"request {request.request_id} waits, but holds KV blocks")
-        self._kv.check_claimed(self._waiting.events)
-        num_tokens = sum(request.num_pending_tokens for request in self._waiting)
-        if num_tokens != self._waiting.num_tokens:
-            raise EngineError(
-                f"{self._waiting.num_tokens} waiting tokens are counted, {num_tokens} wait"
-            )
+        """Raise EngineError if a block is lost or shared wrongly, or a state cannot be."""
+        self._table.check_integrity()

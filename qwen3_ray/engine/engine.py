@@ -22,6 +22,7 @@ class Engine:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
+        num_speculative_tokens: int = 0,
     ) -> None:
         self.info = info
         self._executor = executor
@@ -36,6 +37,7 @@ class Engine:
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=info.max_model_len,
             eos_token_ids=info.eos_token_ids,
+            num_speculative_tokens=num_speculative_tokens,
         )
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -93,7 +95,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Load and totals."""
-        scheduler = self._scheduler
+        scheduler, totals = self._scheduler, self._scheduler.totals
         return EngineStats(
             num_waiting_tokens=scheduler.num_waiting_tokens,
             num_running=scheduler.num_running,
@@ -102,9 +104,11 @@ class Engine:
             num_steps=self._num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
-            num_preemptions=scheduler.num_preemptions,
-            num_prefix_queries=scheduler.num_prefix_queries,
-            num_prefix_hits=scheduler.num_prefix_hits,
+            num_preemptions=totals.num_preemptions,
+            num_prefix_queries=totals.num_prefix_queries,
+            num_prefix_hits=totals.num_prefix_hits,
+            num_draft_tokens=totals.num_draft_tokens,
+            num_accepted_tokens=totals.num_accepted_tokens,
             numerics_fingerprint=self.info.numerics_fingerprint,
         )
 

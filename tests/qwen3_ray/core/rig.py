@@ -8,10 +8,13 @@ stays, or a prompt recomputed wrongly, changes tokens.
 
 import random
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from qwen3_ray.core.kv_manager import KVManager
+from qwen3_ray.core.prompt_lookup import PromptLookup
+from qwen3_ray.core.request_state import Lookup
 from qwen3_ray.core.scheduler import Scheduler
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.request import FinishReason, GenerateRequest, TokenDelta, TokenLogprobs
@@ -69,7 +72,6 @@ class FakeModel:
         token_ids = request.token_ids[: end - item.num_drafts]
         token_ids += request.draft_token_ids[: item.num_drafts]
         assert len(token_ids) == end
-        self.computed.setdefault(request.request_id, []).append((start, end - item.num_drafts))
         for position in range(start, end):
             before = self.cache[self._place(item, position - 1)] if position else None
             assert position == 0 or before is not None
@@ -89,6 +91,11 @@ class FakeModel:
                 token_ids.append(next_token(context[: request.num_tokens + count]))
                 if drafts[count : count + 1] != token_ids[-1:]:
                     break
+        # Of the drafts, those that were right need not be computed again.
+        start = request.num_computed_tokens
+        num_right = max(0, len(token_ids) - 1)
+        span = (start, start + item.num_new_tokens - item.num_drafts + num_right)
+        self.computed.setdefault(request.request_id, []).append(span)
         return Sampled(tuple(token_ids), prompt_logprobs=tuple(scores))
 
     def _read(self, item: ScheduledRequest) -> list[int]:
@@ -107,6 +114,28 @@ class FakeModel:
         return item.request.block_ids[block] * self.block_size + offset
 
 
+class Guesses:
+    """Drafts of which each token is right with a given probability; notes what it is told."""
+
+    def __init__(self, max_drafts: int, share_right: float = 0.5, seed: int = 0) -> None:
+        self.max_drafts = max_drafts
+        self.share_right = share_right
+        self.random = random.Random(seed)
+        self.observed: list[tuple[int, int]] = []
+
+    def propose(self, token_ids: Sequence[int], limit: int) -> list[int]:
+        assert limit >= 1
+        text = list(token_ids)
+        for _ in range(self.random.randint(0, self.max_drafts)):
+            is_right = self.random.random() < self.share_right
+            text.append(next_token(text) if is_right else self.random.randrange(VOCAB_SIZE))
+        return text[len(token_ids) :]  # more than the limit, at times
+
+    def observe(self, num_drafts: int, num_accepted: int) -> None:
+        assert 0 <= num_accepted <= num_drafts <= self.max_drafts
+        self.observed.append((num_drafts, num_accepted))
+
+
 class Rig:
     """A scheduler with its fake model, checked before and after each step."""
 
@@ -119,6 +148,8 @@ class Rig:
         max_num_batched_tokens: int = 16,
         max_model_len: int = 1_000,
         enable_prefix_caching: bool = True,
+        num_speculative_tokens: int = 0,
+        make_lookup: Callable[[int], Lookup] = PromptLookup,
     ) -> None:
         self.kv = KVManager(
             num_blocks=num_blocks,
@@ -128,6 +159,7 @@ class Rig:
         self.model = FakeModel(num_blocks, block_size)
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
+        self.num_speculative_tokens = num_speculative_tokens
         self.max_len = min(max_model_len, self.kv.capacity)
         self.scheduler = Scheduler(
             kv=self.kv,
@@ -135,6 +167,8 @@ class Rig:
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
             eos_token_ids=frozenset({EOS}),
+            num_speculative_tokens=num_speculative_tokens,
+            make_lookup=make_lookup,
         )
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, tuple[FinishReason, int | str | None]] = {}
@@ -149,6 +183,8 @@ class Rig:
         self.scheduler.check_integrity()
         assert step.num_tokens <= self.max_num_batched_tokens
         assert self.scheduler.num_running <= self.max_num_seqs
+        assert sum(len(item.prompt_logprob_rows) for item in step.scheduled) <= 128
+        assert all(item.num_drafts <= self.num_speculative_tokens for item in step.scheduled)
         assert bool(step.scheduled) == (self.scheduler.num_running > 0)
         self.num_steps += 1
         for delta in self.scheduler.commit(step, self.model.execute(step)):

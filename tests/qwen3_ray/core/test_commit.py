@@ -91,7 +91,7 @@ def test_prompt_logprobs_are_given_out_once_although_their_request_is_preempted(
     for request in requests:
         rig.scheduler.add(request)
     rig.run()
-    assert rig.scheduler.num_preemptions > 0
+    assert rig.scheduler.totals.num_preemptions > 0
     for request in requests:
         assert rig.prompt_logprobs[request.request_id] == oracle_prompt_logprobs(request)
         assert rig.tokens[request.request_id] == oracle(request, rig.max_len)[0]
@@ -105,7 +105,7 @@ def test_a_scored_prompt_is_computed_although_the_cache_has_it() -> None:
         rig.run()
     assert rig.cached == {"a": 0, "b": 0}
     assert rig.prompt_logprobs["b"] == oracle_prompt_logprobs(request)
-    assert rig.scheduler.num_prefix_queries == 12, "one that may find nothing does not look"
+    assert rig.scheduler.totals.num_prefix_queries == 12, "one that may find nothing does not look"
 
 
 def test_a_resume_goes_on_after_its_output_and_counts_it() -> None:
@@ -132,7 +132,10 @@ def test_the_cached_tokens_of_a_resume_are_those_of_its_prompt() -> None:
     rig.run()
     assert rig.model.computed["a"][-10][0] == 12
     assert rig.cached["a"] == 6
-    assert (rig.scheduler.num_prefix_queries, rig.scheduler.num_prefix_hits) == (12, 6)
+    assert (rig.scheduler.totals.num_prefix_queries, rig.scheduler.totals.num_prefix_hits) == (
+        12,
+        6,
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,11 @@ def test_requests_stand_in_the_order_of_their_ranks(
     oracle.sort(key=lambda request: request.rank)
     assert list(running) == oracle
     for pick in picks[: len(ranks)]:
-        if pick % 3 == 0:
-            assert running.pop_last() is oracle.pop()
-        else:
-            victim = oracle.pop(pick % len(oracle))
-            assert victim.request_id in running
-            assert running.remove(victim.request_id) is victim
-            assert victim.request_id not in running
+        assert running.last is oracle[-1]
+        victim = oracle.pop(pick % len(oracle))
+        assert victim.request_id in running
+        assert running.remove(victim.request_id) is victim
+        assert victim.request_id not in running
         assert list(running) == oracle
         assert len(running) == len(oracle)
     assert running.remove("nobody") is None

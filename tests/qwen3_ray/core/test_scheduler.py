@@ -52,7 +52,7 @@ def test_the_youngest_loses_its_blocks_and_continues_as_if_nothing_had_happened(
     for request in requests:
         rig.scheduler.add(request)
     rig.run()
-    assert rig.scheduler.num_preemptions > 0
+    assert rig.scheduler.totals.num_preemptions > 0
     restarts = {name: count_restarts(spans, 4) for name, spans in rig.model.computed.items()}
     assert restarts["a"] == 0
     assert restarts["c"] > 0
@@ -67,7 +67,7 @@ def test_a_preempted_request_goes_before_those_that_never_ran() -> None:
     params = SamplingParams(max_tokens=9, ignore_eos=True)
     for name in ("a", "b", "never ran"):
         rig.scheduler.add(make_request(name, 6, params))
-    while rig.scheduler.num_preemptions == 0:
+    while rig.scheduler.totals.num_preemptions == 0:
         rig.step()
     assert rig.scheduler.num_waiting == 2
     rig.run()
@@ -82,7 +82,7 @@ def test_a_request_waits_until_all_its_tokens_fit_rather_than_be_preempted_in_it
     rig.step()
     assert (rig.scheduler.num_running, rig.scheduler.num_waiting) == (1, 1)
     rig.run()
-    assert rig.scheduler.num_preemptions == 0
+    assert rig.scheduler.totals.num_preemptions == 0
 
 
 def test_a_request_alone_is_bounded_by_the_kv_cache() -> None:
@@ -91,7 +91,7 @@ def test_a_request_alone_is_bounded_by_the_kv_cache() -> None:
     rig.run()
     assert len(rig.tokens["a"]) == 12 - 5
     assert rig.ends["a"] == (FinishReason.LENGTH, None)
-    assert rig.scheduler.num_preemptions == 0
+    assert rig.scheduler.totals.num_preemptions == 0
 
 
 def test_the_context_bounds_prompt_and_output_together() -> None:
@@ -181,15 +181,16 @@ def test_waiting_tokens_are_the_prefill_work_that_is_left() -> None:
     for _ in range(4):
         rig.step()
         seen.append(rig.scheduler.num_waiting_tokens)
-    # The last token of a running request counts for nothing: a decode always has one.
-    assert seen == [30, 14 + 5, 4 + 5, 0, 0]
+    # The first step computes all of "b" and 5 tokens of "a"; the next ones a token of "b" and 9 of
+    # "a". The last token of a running request counts for nothing: a decode always has one.
+    assert seen == [30, 19, 10, 1, 0]
 
 
 def test_aborting_a_preempted_request_forgets_it() -> None:
     rig = Rig(num_blocks=4, block_size=4)
     for name in ("a", "b"):
         rig.scheduler.add(make_request(name, 6))
-    while rig.scheduler.num_preemptions == 0:
+    while rig.scheduler.totals.num_preemptions == 0:
         rig.step()
     assert rig.scheduler.abort("b")
     assert not rig.scheduler.abort("b")
@@ -237,7 +238,7 @@ def test_integrity_notices_a_waiting_request_that_holds_blocks_or_changed() -> N
     for name in ("a", "b"):
         rig.scheduler.add(make_request(name, 6))
     preempted = rig.step().scheduled[1].request
-    while rig.scheduler.num_preemptions == 0:
+    while rig.scheduler.totals.num_preemptions == 0:
         rig.step()
     preempted.block_ids.append(0)
     with pytest.raises(EngineError, match="b waits, but holds KV blocks"):

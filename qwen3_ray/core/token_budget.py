@@ -1,0 +1,186 @@
+"""How the tokens of one step are shared among the prompts that wait to be computed."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum, auto
+from itertools import groupby
+from typing import NamedTuple
+
+from qwen3_ray.core.request_state import RequestState
+
+MAX_PARTIAL_PREFILLS = 4
+"""Prompts that may be computed in part at one time. More would all be done later."""
+PROMPT_LOGPROB_ROWS = 128
+"""Most prompt logprobs of one step: 128 rows of 151,936 float32 logits take 78 MB."""
+
+
+class Verdict(Enum):
+    """What a step can do for a newcomer."""
+
+    WHOLE = auto()
+    """All of it can be computed."""
+    PART = auto()
+    """It can take a place among the prefills in flight."""
+    NO_PLACE = auto()
+    """It is too long for one step, and all places are taken."""
+    LATER = auto()
+    """What is left in this step is not enough."""
+
+
+class _Amount(NamedTuple):
+    num_tokens: int
+    num_rows: int
+    """Logit rows for prompt logprobs."""
+
+
+class PrefillBudget:
+    """The tokens of one step that decodes leave, for prefills in flight and for newcomers.
+
+    Cut into one share for each of the `MAX_PARTIAL_PREFILLS` places and one more. A prefill in
+    flight is sure of its share, so endless newcomers cannot stop it. All other shares are for
+    newcomers that can be done at once, in their order, so a short prompt never waits for a long
+    one. What they leave goes to the prefills in flight, in equal parts but to none more than it
+    has to compute (max-min fair). More urgent requests take all they need before others.
+
+    Rows for prompt logprobs are shared in the same way: who gets few, gets few tokens too.
+
+    Args:
+        num_tokens: what decodes leave.
+        prefills: those in flight, in order of rank.
+    """
+
+    def __init__(self, num_tokens: int, prefills: Iterable[RequestState]) -> None:
+        self._prefills = list(prefills)
+        self._all = _Amount(num_tokens, PROMPT_LOGPROB_ROWS)
+        self._used = _Amount(0, 0)
+        self._has_joined = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not spent on newcomers."""
+        return self._all.num_tokens - self._used.num_tokens
+
+    @property
+    def has_place(self) -> bool:
+        """Whether a place is free, or those in flight leave tokens over."""
+        return len(self._prefills) < MAX_PARTIAL_PREFILLS or self._left_over().num_tokens > 0
+
+    def judge(self, request: RequestState, num_found: int) -> Verdict:
+        """What the step can do for `request`, of which `num_found` tokens need no computing."""
+        need = _Amount(request.num_tokens - num_found, request.num_prompt_logprobs_left)
+        room = self._room(request.rank[0])
+        used = self._used
+        if _fits(_Amount(need[0] + used[0], need[1] + used[1]), room):
+            return Verdict.WHOLE
+        if self._can_join(need):
+            return Verdict.PART
+        has_place = len(self._prefills) < MAX_PARTIAL_PREFILLS
+        return Verdict.LATER if has_place or _fits(need, room) else Verdict.NO_PLACE
+
+    def _can_join(self, need: _Amount) -> bool:
+        """Whether a newcomer that needs more than the step has may get a part of it.
+
+        Either tokens are left over, or a place is free and nobody else has joined in this step:
+        of many that come together the first ones are done first.
+        """
+        left = self._left_over()
+        if left.num_tokens > 0 and (need.num_rows == 0 or left.num_rows > 0):
+            return True
+        has_place = len(self._prefills) < MAX_PARTIAL_PREFILLS
+        # Each prefill in flight gets a token at least.
+        return has_place and not self._has_joined and self.num_tokens > len(self._prefills)
+
+    def take_all(self, request: RequestState) -> int:
+        """Spend what all of `request` needs; its tokens to compute. It was judged `WHOLE`."""
+        num_tokens = request.num_pending_tokens
+        num_rows = request.num_prompt_logprobs_left
+        self._used = _Amount(self._used.num_tokens + num_tokens, self._used.num_rows + num_rows)
+        return num_tokens
+
+    def join(self, request: RequestState) -> None:
+        """Take `request` among the prefills in flight. It was judged `PART`."""
+        insort(self._prefills, request, key=_rank)
+        self._has_joined = True
+
+    def leave(self, priority: int) -> RequestState | None:
+        """The last prefill in flight, which goes, if it is less urgent than `priority`."""
+        if self._prefills and self._prefills[-1].rank[0] > priority:
+            return self._prefills.pop()
+        return None
+
+    def shares(self) -> list[tuple[RequestState, int]]:
+        """Each prefill in flight with the tokens that it gets, in order of rank; 0 for none."""
+        return [(request, amount.num_tokens) for request, amount in self._shares()]
+
+    def _shares(self) -> Iterator[tuple[RequestState, _Amount]]:
+        num_tokens = self.num_tokens
+        num_rows = self._all.num_rows - self._used.num_rows
+        for _, group in groupby(self._prefills, key=_priority):
+            requests = list(group)
+            rows = max_min_shares(num_rows, [r.num_prompt_logprobs_left for r in requests])
+            tokens = max_min_shares(num_tokens, list(map(_most_tokens, requests, rows)))
+            num_rows -= sum(rows)
+            num_tokens -= sum(tokens)
+            yield from zip(requests, map(_Amount, tokens, rows), strict=True)
+
+    def _left_over(self) -> _Amount:
+        """What neither newcomers nor prefills in flight use."""
+        amounts = [amount for _, amount in self._shares()]
+        return _Amount(
+            self.num_tokens - sum(amount.num_tokens for amount in amounts),
+            self._all.num_rows - self._used.num_rows - sum(amount.num_rows for amount in amounts),
+        )
+
+    def _room(self, priority: int) -> _Amount:
+        """What newcomers of `priority` may have of this step, together with those before them."""
+        num_tokens, num_rows = self._all
+        for request in self._prefills:
+            if request.rank[0] > priority:
+                break
+            rows = request.num_prompt_logprobs_left
+            is_equal = request.rank[0] == priority
+            if is_equal:
+                rows = min(rows, PROMPT_LOGPROB_ROWS // (MAX_PARTIAL_PREFILLS + 1))
+            tokens = _most_tokens(request, rows)
+            if is_equal:
+                tokens = min(tokens, max(1, self._all.num_tokens // (MAX_PARTIAL_PREFILLS + 1)))
+            num_tokens -= tokens
+            num_rows -= rows
+        return _Amount(num_tokens, num_rows)
+
+
+def max_min_shares(total: int, wants: Sequence[int]) -> list[int]:
+    """Equal parts of `total`, but to none more than it wants; the others get what one leaves.
+
+    Nothing is left while one wants more. What cannot be divided goes to those that want least,
+    the first one among equals.
+    """
+    shares = [0] * len(wants)
+    order = sorted(range(len(wants)), key=wants.__getitem__)
+    for place, index in enumerate(order):
+        shares[index] = min(wants[index], -(-total // (len(wants) - place)))
+        total -= shares[index]
+    return shares
+
+
+def _most_tokens(request: RequestState, num_rows: int) -> int:
+    """How many of its tokens a step may compute that has `num_rows` rows for its logprobs."""
+    num_pending = request.num_pending_tokens
+    if request.num_prompt_logprobs_left <= num_rows:
+        return num_pending
+    num_known = request.num_prompt_logprobs
+    return min(num_pending, num_known + num_rows - request.num_computed_tokens)
+
+
+def _fits(need: _Amount, room: _Amount) -> bool:
+    return need.num_tokens <= room.num_tokens and need.num_rows <= room.num_rows
+
+
+def _rank(request: RequestState) -> tuple[int, int]:
+    return request.rank
+
+
+def _priority(request: RequestState) -> int:
+    return request.rank[0]
