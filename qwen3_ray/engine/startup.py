@@ -9,6 +9,8 @@ import torch
 
 from qwen3_ray.attention.base import allocate_kv_caches
 from qwen3_ray.config import EngineConfig
+from qwen3_ray.core.drafting import MAX_DECODE_ROWS
+from qwen3_ray.core.token_budget import PROMPT_LOGPROB_ROWS
 from qwen3_ray.distributed.control import StepControl, group_errors
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
@@ -27,10 +29,6 @@ from qwen3_ray.runner.memory import (
 from qwen3_ray.runner.memory_profile import LargestStep, measure_step_bytes
 from qwen3_ray.runner.model_runner import ModelRunner
 
-DEFAULT_NUM_DRAFTS = 4
-"""Of `EngineConfig.num_speculative_tokens`, where drafts cannot change the output."""
-MAX_PROMPT_LOGPROB_ROWS = 128
-"""Most rows of one step whose logits are wanted for prompt logprobs."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -156,10 +154,7 @@ def choose_kv_layout(
 
 def largest_step(config: EngineConfig, max_model_len: int) -> LargestStep:
     """The most that the scheduler asks of one step."""
-    num_drafts = config.num_speculative_tokens
-    if num_drafts is None:
-        num_drafts = 0 if config.numerics == "fast" else DEFAULT_NUM_DRAFTS
-    num_logits = config.max_num_seqs * (1 + num_drafts) + MAX_PROMPT_LOGPROB_ROWS
+    num_logits = config.max_num_seqs + MAX_DECODE_ROWS + PROMPT_LOGPROB_ROWS
     return LargestStep(
         num_tokens=config.max_num_batched_tokens,
         num_logits=min(num_logits, config.max_num_batched_tokens),

@@ -110,9 +110,7 @@ def test_the_most_that_a_step_may_be_asked_for_follows_from_the_settings() -> No
     def of(**changes: object) -> LargestStep:
         return largest_step(engine_config(DEMO_MODEL_DIR, **changes), 500)
 
-    assert of() == LargestStep(num_tokens=2_048, num_logits=256 * 5 + 128, max_model_len=500)
-    assert of(numerics="fast").num_logits == 256 + 128
-    assert of(num_speculative_tokens=1).num_logits == 256 * 2 + 128
+    assert of() == LargestStep(num_tokens=2_048, num_logits=256 + 8 + 128, max_model_len=500)
     assert of(max_num_seqs=8, max_num_batched_tokens=100).num_logits == 100
 
 
