@@ -24,6 +24,7 @@ from cluster.replica.streams import NewProcessor, StreamTable
 from protos.v1 import link_pb2 as link
 from qwen3_ray.errors import EngineError, Qwen3RayError
 from qwen3_ray.model.hub import resolve_model_dir
+from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.request import GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.text.output_processor import OutputProcessor
@@ -160,13 +161,12 @@ class Replica:
 
 def _processor_factory(model_dir: Path) -> NewProcessor:
     tokenizer = find_tokenizer(model_dir)
+    eos_token_ids = ModelConfig.from_dir(model_dir).eos_token_ids
 
     def new_processor(params: SamplingParams) -> OutputProcessor | None:
         if tokenizer is None:
             return None
-        skips = params.skip_special_tokens
-        token_bytes = tokenizer.output_bytes if skips else tokenizer.token_bytes
-        return OutputProcessor(token_bytes, params.stop_strings)
+        return OutputProcessor.of(params, tokenizer, eos_token_ids=eos_token_ids)
 
     return new_processor
 

@@ -187,6 +187,21 @@ def test_ids_after_a_stop_string_are_discarded_with_their_logprobs() -> None:
     assert (delta.finish_reason, delta.stop_string) == (link.STOP, "lo")
 
 
+def test_an_output_whose_form_is_complete_ends_without_a_stop_token() -> None:
+    journal = StreamJournal(
+        "r", lambda: OutputProcessor(lambda id_: bytes([id_]), stop_token_ids={END_ID})
+    )
+    journal.push(link.EngineDelta(token_ids=b"{"))
+    journal.push(link.EngineDelta(token_ids=b"}", finish_reason=link.STOP))
+    whole = journal.take()
+    assert (whole.text, whole.finish_reason) == ("{}", link.STOP)
+    journal.rewind(1)
+    assert journal.take().text == "}"
+    journal.rewind(2)
+    rest = journal.take()
+    assert (rest.text, rest.finish_reason) == ("", link.STOP)
+
+
 def test_without_a_tokenizer_there_are_ids_and_no_text() -> None:
     journal = StreamJournal("r", lambda: None)
     journal.push(link.EngineDelta(token_ids=[7, 8], finish_reason=link.LENGTH))
