@@ -9,7 +9,14 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qwen3_ray.config import Device, DType, EngineConfig, KVCacheDType, Numerics
+from qwen3_ray.config import (
+    Device,
+    DType,
+    EngineConfig,
+    GenerationDefaults,
+    KVCacheDType,
+    Numerics,
+)
 from qwen3_ray.errors import ConfigError
 
 
@@ -46,6 +53,15 @@ class DeployConfig(BaseModel):
     )
     block_size: int | None = Field(
         None, ge=1, description="Tokens in a KV block; default 32 on CPU, 16 on CUDA"
+    )
+    enable_prefix_caching: bool = Field(
+        True, description="Compute what prompts of one salt begin with alike only once"
+    )
+    num_speculative_tokens: int | None = Field(
+        None, ge=0, le=16, description="Tokens to guess ahead; default 4 in exact mode, else 0"
+    )
+    generation_config: GenerationDefaults = Field(
+        "auto", description="auto: the model's own sampling defaults; none: OpenAI's"
     )
     seed: int = Field(0, description="From which the seeds of requests without one are drawn")
     num_threads: int | None = Field(
@@ -123,6 +139,9 @@ class DeployConfig(BaseModel):
             block_size=self.block_size,
             seed=self.seed,
             num_threads=self.num_threads,
+            enable_prefix_caching=self.enable_prefix_caching,
+            num_speculative_tokens=self.num_speculative_tokens,
+            generation_config=self.generation_config,
         )
 
 
