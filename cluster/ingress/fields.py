@@ -11,41 +11,15 @@ from qwen3_ray.errors import RequestError
 # Fields of OpenAI, vLLM and SGLang that we know and do not support, each with the values besides
 # null that change nothing. Any other value is refused: to ignore it would change the answer.
 _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "logprobs": (),
-    "prompt_logprobs": (),
     "logprob_token_ids": (),
-    "min_p": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_tokens": (0,),
-    "logit_bias": ({},),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "add_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
     "stream_interval": (1,),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
     "stop_regex": (),
-    "no_stop_trim": (False,),
-    "priority": (0,),
-    "return_tokens_as_token_ids": (False,),
+    "guided_whitespace_pattern": (),
     "return_token_offsets": (False,),
     "return_hidden_states": (False,),
     "thinking_token_budget": (-1,),
@@ -61,10 +35,8 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "lora_path": (),
     "custom_params": (),
 }
-# Known, and free to ignore: they change no answer of a server without prefix cache and tenants.
-_HARMLESS = frozenset(
-    {"user", "session_id", "request_id", "rid", "cache_salt", "extra_key", "truncation_side"}
-)
+# Known, and free to ignore: they change no answer.
+_HARMLESS = frozenset({"user", "session_id", "request_id", "rid"})
 
 _MAX_NAMES = 256  # clients choose the names; what we keep of them is bounded
 _MAX_NAME_LENGTH = 64

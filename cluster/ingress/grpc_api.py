@@ -13,7 +13,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cluster.ingress.statuses import message_of, retry_after_s, status_of
-from cluster.ingress.wire import inference_request, proto_answer, proto_model_info
+from cluster.ingress.wire.grpc_messages import (
+    inference_request,
+    proto_answer,
+    proto_model_info,
+)
+from cluster.router.inference import InferenceRequest
 from cluster.router.router import Router
 from protos.v1 import generate_pb2 as pb
 from protos.v1 import generate_pb2_grpc as pb_grpc
@@ -49,19 +54,21 @@ class GenerateServicer(pb_grpc.GenerateServiceServicer):
     ) -> pb.GenerateResponse:
         async with (
             _guard(context),
-            self._router.generate(inference_request(request)) as generation,
+            self._router.generate(self._read(request)) as generation,
         ):
-            return proto_answer(pb.GenerateResponse, generation, await generation.collect())
+            chunks = await generation.collect()
+            return proto_answer(pb.GenerateResponse, generation, chunks, self._router.tokenizer)
 
     async def GenerateStream(  # noqa: N802
         self, request: pb.GenerateRequest, context: _Context
     ) -> None:
         async with (
             _guard(context),
-            self._router.generate(inference_request(request)) as generation,
+            self._router.generate(self._read(request)) as generation,
         ):
+            tokenizer = self._router.tokenizer
             async for chunk in generation:
-                await context.write(proto_answer(pb.GenerateChunk, generation, chunk))
+                await context.write(proto_answer(pb.GenerateChunk, generation, [chunk], tokenizer))
 
     async def GetModelInfo(  # noqa: N802
         self,
@@ -69,6 +76,9 @@ class GenerateServicer(pb_grpc.GenerateServiceServicer):
         context: _Context,  # noqa: ARG002
     ) -> pb.GetModelInfoResponse:
         return proto_model_info(self._router.model_info)
+
+    def _read(self, request: pb.GenerateRequest) -> InferenceRequest:
+        return inference_request(request, self._router.default_sampling)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -14,6 +15,7 @@ from cluster.ingress.http_api import create_app
 from cluster.link.links import Links
 from cluster.router.membership import follow
 from cluster.router.router import Router
+from qwen3_ray.model.generation_config import SamplingDefaults, default_sampling
 from qwen3_ray.model.hub import resolve_model_dir
 from qwen3_ray.text.tokenizer import Tokenizer, find_tokenizer
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 DRAIN_S = 15.0
 """How long calls that run may take to end after the router was told to stop."""
+
+_logger = logging.getLogger(__name__)
 
 
 @serve.ingress()
@@ -35,9 +39,14 @@ class RouterDeployment:
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
         self, config: DeployConfig, link_token: str, replicas: DeploymentHandle[object]
     ) -> None:
-        tokenizer = await asyncio.to_thread(_load_tokenizer, config.model)
+        tokenizer, defaults = await asyncio.to_thread(load_model_files, config)
         self._links = Links(link_token)
-        self._router = Router(self._links, model=config.model_name, tokenizer=tokenizer)
+        self._router = Router(
+            self._links,
+            model=config.model_name,
+            tokenizer=tokenizer,
+            default_sampling=defaults,
+        )
         self._grpc = await GrpcServer.start(self._router, host=config.host, port=config.grpc_port)
         follow(replicas, self._links.set_members)
 
@@ -61,5 +70,13 @@ class RouterDeployment:
             await self._links.close()
 
 
-def _load_tokenizer(model: str | None) -> Tokenizer | None:
-    return find_tokenizer(resolve_model_dir(model, with_weights=False))
+def load_model_files(config: DeployConfig) -> tuple[Tokenizer | None, SamplingDefaults]:
+    """The tokenizer, and what requests that leave a sampling parameter open get."""
+    model_dir = resolve_model_dir(config.model, with_weights=False)
+    defaults: SamplingDefaults = {}
+    if config.generation_config == "auto":
+        defaults = default_sampling(model_dir)
+    if defaults:  # a surprise for who knows OpenAI's
+        told = ", ".join(f"{name} = {value}" for name, value in defaults.items())
+        _logger.warning("defaults of %s from its generation_config.json: %s", model_dir, told)
+    return find_tokenizer(model_dir), defaults

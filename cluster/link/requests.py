@@ -17,6 +17,7 @@ _PLAIN = (
     "repetition_penalty",
     "max_tokens",
     "min_tokens",
+    "n",
     "seed",
     "stop",
     "include_stop_str_in_output",
@@ -27,14 +28,14 @@ _PLAIN = (
     "skip_special_tokens",
 )
 """Parameters that are the same on both sides; None is an unset field."""
-_OPTIONAL = ("repetition_penalty", "logprobs", "prompt_logprobs", "skip_special_tokens")
+_OPTIONAL = ("repetition_penalty", "n", "logprobs", "prompt_logprobs", "skip_special_tokens")
 """Those of them whose default is not 0."""
 
 
 def submit_message(request: GenerateRequest) -> link.Submit:
     """The message of a request whose seed is drawn and whose `max_tokens` is decided.
 
-    `n` and `bad_words` do not cross the link: by then they are `choice` and token ids.
+    `bad_words` do not cross the link: by then they are token ids.
     """
     params = request.params
     sampling = link.Sampling(

@@ -1,16 +1,19 @@
-"""One answer on its way from a replica to a client."""
+"""The answers to one prompt on their way from a replica to a client."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Protocol
 
-from cluster.router.inference import Chunk
+from cluster.link.logprobs import logprobs_of
+from cluster.router.choices import ChoiceStreams
+from cluster.router.inference import Chunk, InferenceRequest
 from cluster.router.journal import JournalEntry
 from protos.v1 import link_pb2 as link
-from qwen3_ray.request import FinishReason
+from qwen3_ray.errors import EngineError
+from qwen3_ray.request import FinishReason, TokenLogprobs, Usage
 
 _FINISH_REASONS = {
     link.UNFINISHED: None,
@@ -19,69 +22,133 @@ _FINISH_REASONS = {
 }
 
 
-class DeltaStream(Protocol):
-    """Deltas of one stream, as `cluster.link.client.LinkStream` gives them."""
-
-    async def __anext__(self) -> link.StreamDelta: ...
-    async def aclose(self) -> None: ...
-
-
 class Generation(AsyncIterator[Chunk]):
-    """One answer while it is made: chunks in order, the last one with a finish reason.
+    """The answers while they are made: the pieces of each in order, its last with a finish reason.
 
     Raises:
         UnavailableError: the replica is lost; what has arrived stays valid.
         EngineError: the engine failed on this request.
+        RequestError: the engine found fault with it.
         RequestAbortedError: the replica dropped the request.
     """
 
     def __init__(
         self,
+        request: InferenceRequest,
         entry: JournalEntry,
-        stream: DeltaStream,
-        first: link.StreamDelta,
+        streams: ChoiceStreams,
         *,
         model: str,
         fingerprint: str,
+        prompt_text: str = "",
     ) -> None:
+        """`prompt_text` is what the answers begin with, if the request wants an echo."""
         assert entry.params.seed is not None  # noqa: S101  (the router has drawn it)
+        self.request = request
         self.id = entry.request_id
         self.created = int(time.time())
         self.seed = entry.params.seed
         self.model = model
-        self.prompt_token_ids = entry.prompt_token_ids
         self.fingerprint = fingerprint
         """Numerics fingerprint of the replica that answers."""
+        self.prompt_text = prompt_text
         self._entry = entry
-        self._stream = stream
-        self._first: link.StreamDelta | None = first
-        self._finished = False
+        self._streams = streams
+        self._ready: deque[Chunk] = deque()
+        self._unfinished = set(range(entry.params.n))
+        self._begun: set[int] = set()
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """As the model has seen them."""
+        return self._entry.prompt_token_ids
+
+    @property
+    def prompt_logprobs(self) -> Sequence[TokenLogprobs]:
+        """Of the prompt's tokens from the second on, if wanted; complete after `begin`."""
+        return self._entry.prompt_logprobs
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens taken so far."""
+        return self._entry.usage
+
+    @property
+    def finished(self) -> bool:
+        """Every answer is complete, and all of it was handed out."""
+        return not self._unfinished and not self._ready
+
+    async def begin(self) -> None:
+        """Wait for the first answer's first token, or for its end."""
+        while 0 not in self._begun:
+            await self._read()
 
     async def __anext__(self) -> Chunk:
-        if self._finished:
-            raise StopAsyncIteration
-        delta = self._first if self._first is not None else await self._stream.__anext__()
-        self._first = None
-        token_ids = tuple(delta.token_ids)
-        self._entry.append(delta.from_index, token_ids)
+        while not self._ready:
+            if not self._unfinished:
+                raise StopAsyncIteration
+            await self._read()
+        return self._ready.popleft()
+
+    async def collect(self) -> list[Chunk]:
+        """The rest of the answers, each as one piece, in the order of their indexes."""
+        pieces: dict[int, list[Chunk]] = {}
+        async for chunk in self:
+            pieces.setdefault(chunk.index, []).append(chunk)
+        return [_joined(pieces[index]) for index in sorted(pieces)]
+
+    async def aclose(self) -> None:
+        """Stop the work on what is unfinished; idempotent."""
+        await self._streams.aclose()
+
+    async def _read(self) -> None:
+        """Take the next delta in, and make a piece of it if it is one of an answer."""
+        choice, delta = await self._streams.__anext__()
+        entry = self._entry
+        if choice == 0:
+            entry.num_cached_tokens = delta.num_cached_tokens
+            prompt_logprobs = list(map(logprobs_of, delta.prompt_logprobs))
+            entry.append_prompt_logprobs(delta.prompt_logprobs_from, prompt_logprobs)
+        entry.append(choice, delta.from_index, delta.token_ids)
         finish_reason = _FINISH_REASONS[delta.finish_reason]
-        self._finished = finish_reason is not None
-        return Chunk(
-            text=delta.text,
-            token_ids=token_ids,
-            finish_reason=finish_reason,
-            stop_reason=_stop_reason(delta),
-            usage=self._entry.usage,
+        if not delta.token_ids and not delta.text and finish_reason is None:
+            return
+        if finish_reason is not None:
+            self._unfinished.discard(choice)
+        is_first = choice not in self._begun
+        self._begun.add(choice)
+        self._ready.append(
+            Chunk(
+                index=choice,
+                is_first=is_first,
+                text=self.prompt_text + delta.text if is_first else delta.text,
+                token_ids=tuple(delta.token_ids),
+                logprobs=self._logprobs(delta),
+                finish_reason=finish_reason,
+                stop_reason=_stop_reason(delta),
+                usage=entry.usage,
+            )
         )
 
-    async def collect(self) -> Chunk:
-        """The rest of the answer as one chunk."""
-        chunks = [chunk async for chunk in self]
-        return replace(
-            chunks[-1],
-            text="".join(chunk.text for chunk in chunks),
-            token_ids=tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
-        )
+    def _logprobs(self, delta: link.StreamDelta) -> tuple[TokenLogprobs, ...]:
+        if self._entry.params.logprobs is None:
+            return ()
+        if len(delta.logprobs) != len(delta.token_ids):
+            raise EngineError(
+                f"replica {self._entry.replica_id} sent {len(delta.logprobs)} logprobs for "
+                f"{len(delta.token_ids)} tokens"
+            )
+        return tuple(map(logprobs_of, delta.logprobs))
+
+
+def _joined(pieces: Sequence[Chunk]) -> Chunk:
+    return replace(
+        pieces[-1],
+        is_first=pieces[0].is_first,
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
+        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+    )
 
 
 def _stop_reason(delta: link.StreamDelta) -> int | str | None:

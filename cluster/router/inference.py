@@ -5,10 +5,16 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
-from qwen3_ray.request import FinishReason, Usage
+from qwen3_ray.errors import RequestError
+from qwen3_ray.model.generation_config import SamplingDefaults
+from qwen3_ray.request import FinishReason, TokenLogprobs, Usage
 from qwen3_ray.sampling_params import SamplingParams
+from qwen3_ray.validation import TruncationSide
+
+MAX_CACHE_SALT_LENGTH = 1024
 
 _DRAWN_SEED_LIMIT = 2**53  # every JSON reader keeps an integer below this one exactly
+_MAX_PRIORITY = 2**31 - 1
 
 
 def new_request_id() -> str:
@@ -23,27 +29,63 @@ def draw_seed() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceRequest:
-    """One prompt and how to continue it."""
+    """One prompt and how to continue it. Checked when built.
+
+    Raises:
+        RequestError: a field is out of its range; names the field, the limit and the value.
+    """
 
     model: str = ""
     """Name of the model; empty for the one that is served."""
     prompt: str | tuple[int, ...]
     params: SamplingParams
+    echo: bool = False
+    """The answer begins with the prompt."""
+    truncate_prompt_tokens: int | None = None
+    """Most tokens of the prompt to keep; -1 for as many as the context holds."""
+    truncation_side: TruncationSide = "left"
+    """Where tokens beyond that are cut off."""
+    priority: int = 0
+    """Lower comes first."""
+    cache_salt: str = ""
+    """Cached prompts are shared only within one salt."""
     request_id: str = field(default_factory=new_request_id, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.params.max_tokens == 0 and not self.echo:
+            raise RequestError("max_tokens", "must be at least 1 without echo, got 0")
+        if not -_MAX_PRIORITY <= self.priority <= _MAX_PRIORITY:
+            raise RequestError(
+                "priority", f"must be from -{_MAX_PRIORITY} to {_MAX_PRIORITY}, got {self.priority}"
+            )
+        if len(self.cache_salt) > MAX_CACHE_SALT_LENGTH:
+            raise RequestError(
+                "cache_salt",
+                f"may have {MAX_CACHE_SALT_LENGTH} characters, got {len(self.cache_salt)}",
+            )
+        if any("\ud800" <= character <= "\udfff" for character in self.cache_salt):
+            raise RequestError("cache_salt", "must be Unicode text, got half a surrogate pair")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A piece of an answer. Text may lag behind the ids: half characters are held back."""
+    """A piece of one answer. Text may lag behind the ids: half characters are held back."""
 
+    index: int = 0
+    """Which of the answers to the prompt it belongs to."""
+    is_first: bool = False
+    """The answer's first piece: what is to be told of the prompt goes with it."""
     text: str
+    """With the prompt's text in front on the first piece, if the request wants an echo."""
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of `token_ids` if the request wants them, else none."""
     finish_reason: FinishReason | None = None
-    """Set on the last chunk: STOP or LENGTH."""
+    """Set on the answer's last piece: STOP or LENGTH."""
     stop_reason: int | str | None = None
     """The stop token id or stop string that ended the answer; None for end-of-text."""
     usage: Usage
-    """Tokens up to and with this chunk."""
+    """Tokens of all answers to the prompt, up to and with this piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +102,5 @@ class ModelInfo:
     version: str
     num_replicas: int
     """Replicas that this router can reach now."""
+    default_sampling: SamplingDefaults
+    """Parameters of requests that leave them open, where they differ from OpenAI's."""

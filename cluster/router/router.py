@@ -9,35 +9,28 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Protocol
 
 from cluster.link.protocol import BUSY_HEARTBEAT_S
 from cluster.link.requests import submit_message
 from cluster.router.admission import Refusal, may_try_again, verdict
-from cluster.router.generation import DeltaStream, Generation
-from cluster.router.inference import InferenceRequest, ModelInfo, draw_seed
+from cluster.router.choices import ChoiceStreams, DeltaStream
+from cluster.router.generation import Generation
+from cluster.router.inference import InferenceRequest, ModelInfo
+from cluster.router.intake import Intake, Tokenizer
 from cluster.router.journal import JournalEntry
 from cluster.router.routing import ReplicaView, SentTokens, ranked
 from protos.v1 import link_pb2 as link
 from qwen3_ray import __version__
-from qwen3_ray.errors import ModelNotFoundError, OverloadedError, RequestError, UnavailableError
-from qwen3_ray.request import GenerateRequest
-from qwen3_ray.validation import validate
+from qwen3_ray.errors import OverloadedError, UnavailableError
+from qwen3_ray.model.generation_config import SamplingDefaults
 
 HOLD_S = 10.0
 """How long a request waits for a replica: one that is replaced is gone for about 2 s."""
 STALLED_AFTER_S = 60.0
 """A replica whose step is older than this makes no progress."""
 
-_LONG_PROMPT = 2_000  # characters; about 1 ms of tokenising, the most the event loop should stand
 _POLL_S = 0.05
-
-
-class Tokenizer(Protocol):
-    """Text to token ids; safe to call from any thread."""
-
-    def encode(self, text: str) -> list[int]: ...
 
 
 class ReplicaLink(Protocol):
@@ -70,11 +63,15 @@ class Router:
         *,
         model: str,
         tokenizer: Tokenizer | None,
+        default_sampling: SamplingDefaults | None = None,
         hold_s: float = HOLD_S,
     ) -> None:
+        """`default_sampling` is for parameters that requests leave open."""
+        self.tokenizer = tokenizer
+        self.default_sampling: SamplingDefaults = default_sampling or {}
         self._links = links
         self._model = model
-        self._tokenizer = tokenizer
+        self._intake = Intake(model=model, tokenizer=tokenizer)
         self._hold_s = hold_s
         self._sent = SentTokens(covered_after_s=2.5 * BUSY_HEARTBEAT_S)
         self._hello = link.Hello()  # of the last replica seen; all are started with one config
@@ -105,11 +102,12 @@ class Router:
             numerics_fingerprint=hello.numerics_fingerprint,
             version=__version__,
             num_replicas=len(replicas),
+            default_sampling=self.default_sampling,
         )
 
     @asynccontextmanager
     async def generate(self, request: InferenceRequest) -> AsyncIterator[Generation]:
-        """Open an answer; its first token has been made. Leaving the block stops the work.
+        """Open the answers to a prompt; the first token has been made. Leaving the block stops all.
 
         Raises:
             ModelNotFoundError: another model is served here.
@@ -118,44 +116,13 @@ class Router:
             OverloadedError: every replica is full.
             UnavailableError: no replica came up in time, or several broke before the first token.
         """
-        entry = await self._accept(request)
-        stream, first, fingerprint = await self._start(entry)
+        prompt_token_ids = await self._intake.tokenize(request)
+        entry = self._intake.accept(request, prompt_token_ids, await self._limits())
+        generation = await self._start(request, entry)
         try:
-            yield Generation(entry, stream, first, model=self._model, fingerprint=fingerprint)
+            yield generation
         finally:
-            await stream.aclose()
-
-    async def _accept(self, request: InferenceRequest) -> JournalEntry:
-        if request.model not in ("", self._model):
-            raise ModelNotFoundError(
-                "model", f"{request.model!r:.200} does not exist; {self._model!r} is served here"
-            )
-        prompt_token_ids = await self._tokenize(request.prompt)
-        limits = await self._limits()
-        params = validate(
-            prompt_token_ids,
-            request.params,
-            max_model_len=limits.max_model_len,
-            vocab_size=limits.vocab_size,
-        )
-        return JournalEntry(
-            request_id=request.request_id,
-            prompt_token_ids=prompt_token_ids,
-            params=replace(
-                params,
-                seed=draw_seed() if params.seed is None else params.seed,
-                top_k=min(params.top_k, limits.vocab_size),  # the link carries 32 bits
-            ),
-        )
-
-    async def _tokenize(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
-        if isinstance(prompt, tuple):
-            return prompt
-        if self._tokenizer is None:
-            raise RequestError("prompt", "this model has no tokenizer; send token ids")
-        if len(prompt) <= _LONG_PROMPT:
-            return tuple(self._tokenizer.encode(prompt))
-        return tuple(await asyncio.to_thread(self._tokenizer.encode, prompt))
+            await generation.aclose()
 
     async def _limits(self) -> link.Hello:
         """What the engine accepts; waits for a replica only if none was ever seen."""
@@ -167,11 +134,8 @@ class Router:
         self._hello = next((replica.hello for replica in replicas.values()), self._hello)
         return self._hello
 
-    async def _start(self, entry: JournalEntry) -> tuple[DeltaStream, link.StreamDelta, str]:
-        """Submit to the cheapest replica, or the next one while they refuse.
-
-        Returns the stream, its first delta and the fingerprint of the replica that took it.
-        """
+    async def _start(self, request: InferenceRequest, entry: JournalEntry) -> Generation:
+        """Submit to the cheapest replica, or the next one while they refuse."""
         refusals: list[Refusal] = []
         asked: list[ReplicaLink] = []  # a replica that comes back has a new link
         until_s = time.monotonic() + self._hold_s
@@ -185,11 +149,9 @@ class Router:
             replica = self._links.ready[replica_id]
             asked.append(replica)
             try:
-                stream, first = await self._submit(entry, replica_id, replica)
+                return await self._submit(request, entry, replica_id, replica)
             except (OverloadedError, UnavailableError) as refusal:
                 refusals.append(refusal)
-            else:
-                return stream, first, replica.hello.numerics_fingerprint
         raise verdict(refusals)
 
     def _cheapest(self, num_prompt_tokens: int, asked: Sequence[ReplicaLink]) -> str | None:
@@ -217,25 +179,30 @@ class Router:
         return False
 
     async def _submit(
-        self, entry: JournalEntry, replica_id: str, replica: ReplicaLink
-    ) -> tuple[DeltaStream, link.StreamDelta]:
+        self,
+        request: InferenceRequest,
+        entry: JournalEntry,
+        replica_id: str,
+        replica: ReplicaLink,
+    ) -> Generation:
         """Give the request to one replica and wait for its first token (or its refusal)."""
-        entry.replica_id = replica_id
-        stream = replica.open(
-            submit_message(
-                GenerateRequest(
-                    request_id=entry.request_id,
-                    prompt_token_ids=entry.prompt_token_ids,
-                    params=entry.params,
-                )
-            )
+        entry.begin(replica_id)
+        streams = [replica.open(submit_message(choice)) for choice in entry.requests]
+        generation = Generation(
+            request,
+            entry,
+            ChoiceStreams(streams),
+            model=self._model,
+            fingerprint=replica.hello.numerics_fingerprint,
+            prompt_text=self._intake.prompt_text(request, entry.prompt_token_ids),
         )
         num_tokens = len(entry.prompt_token_ids)
         self._sent.add(replica_id, entry.request_id, num_tokens, now_s=time.monotonic())
         try:
-            return stream, await stream.__anext__()
+            await generation.begin()
         except BaseException:  # the client left while it waited, or the replica refused
-            await stream.aclose()
+            await generation.aclose()
             raise
         finally:
             self._sent.settle(replica_id, entry.request_id)
+        return generation

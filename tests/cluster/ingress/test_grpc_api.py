@@ -74,6 +74,27 @@ async def test_stop_reasons_are_told_apart(stub: pb_grpc.GenerateServiceStub) ->
         (make_request(max_tokens=-1), CODE.INVALID_ARGUMENT, "max_tokens"),
         (make_request(temperature=float("nan")), CODE.INVALID_ARGUMENT, "temperature"),
         (make_request(stop=[""]), CODE.INVALID_ARGUMENT, "stop"),
+        (make_request(max_tokens=0), CODE.INVALID_ARGUMENT, "max_tokens"),
+        (make_request(n=0), CODE.INVALID_ARGUMENT, "n: must be from 1 to 8"),
+        (make_request(n=9), CODE.INVALID_ARGUMENT, "n: must be from 1 to 8"),
+        (make_request(logprobs=21), CODE.INVALID_ARGUMENT, "logprobs: must be from 0 to 20"),
+        (make_request(logit_bias={256: 1.0}), CODE.INVALID_ARGUMENT, "logit_bias"),
+        (
+            make_request(allowed_token_ids=pb.TokenIds()),
+            CODE.INVALID_ARGUMENT,
+            "allowed_token_ids: must hold at least one id",
+        ),
+        (
+            make_request(structured_outputs=pb.StructuredOutputs()),
+            CODE.INVALID_ARGUMENT,
+            "structured_outputs: needs exactly one",
+        ),
+        (
+            pb.GenerateRequest(prompt="x", truncation_side="up"),
+            CODE.INVALID_ARGUMENT,
+            "truncation_side: must be left or right, got 'up'",
+        ),
+        (pb.GenerateRequest(prompt="x", priority=-(2**31)), CODE.INVALID_ARGUMENT, "priority"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -182,6 +203,7 @@ async def test_model_info(stub: pb_grpc.GenerateServiceStub) -> None:
         numerics_fingerprint="replica-1-numerics",
         version=__version__,
         num_replicas=1,
+        default_sampling=pb.SamplingParams(),
     )
 
 

@@ -11,7 +11,7 @@ from qwen3_ray.structured_outputs import StructuredOutputs
 INT32S = st.integers(0, 2**31 - 1)
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=64)
 PARAMS = {
-    "temperature": st.floats(0, 2),
+    "temperature": st.floats(0, 2, exclude_min=True),  # 0 wants n = 1
     "top_p": st.floats(0, 1, exclude_min=True),
     "top_k": st.integers(-1, 2**31 - 1),
     "min_p": st.floats(0, 1),
@@ -21,6 +21,7 @@ PARAMS = {
     "logit_bias": st.dictionaries(INT32S, st.floats(-100, 100), max_size=5),
     "max_tokens": st.integers(9, 2**31 - 1),
     "min_tokens": st.integers(0, 9),
+    "n": st.integers(1, 8),
     "seed": st.integers(MIN_SEED, MAX_SEED),
     "stop": st.lists(TEXTS, max_size=16),
     "include_stop_str_in_output": st.booleans(),
@@ -42,7 +43,7 @@ PARAMS = {
         ]
     ),
 }
-RESOLVED_BEFORE = {"n", "bad_words"}
+RESOLVED_BEFORE = {"bad_words"}
 
 
 def test_every_parameter_is_among_those_tried_below() -> None:

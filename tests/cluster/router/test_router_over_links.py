@@ -7,12 +7,20 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cluster.link.links import Links
+from cluster.router.generation import Generation
 from cluster.router.inference import Chunk, InferenceRequest
 from cluster.router.router import Router
 from qwen3_ray.errors import OverloadedError, PromptTooLongError, UnavailableError
-from qwen3_ray.request import FinishReason
+from qwen3_ray.request import FinishReason, Usage
 from qwen3_ray.sampling_params import SamplingParams
-from tests.cluster.link.fake_replica import TOKEN, FakeReplica, running_replica, soon, until
+from tests.cluster.link.fake_replica import (
+    NUM_CACHED_TOKENS,
+    TOKEN,
+    FakeReplica,
+    running_replica,
+    soon,
+    until,
+)
 
 
 @asynccontextmanager
@@ -30,14 +38,17 @@ def addresses_of(replicas: Mapping[str, FakeReplica]) -> dict[str, str]:
     return {replica_id: replica.address for replica_id, replica in replicas.items()}
 
 
-def make_request(max_tokens: int = 8, num_prompt_tokens: int = 3) -> InferenceRequest:
-    params = SamplingParams(max_tokens=max_tokens)
+def make_request(
+    max_tokens: int = 8, num_prompt_tokens: int = 3, **fields: int
+) -> InferenceRequest:
+    params = SamplingParams(max_tokens=max_tokens, **fields)
     return InferenceRequest(prompt=(1,) * num_prompt_tokens, params=params)
 
 
 async def collect(router: Router, request: InferenceRequest) -> Chunk:
     async with router.generate(request) as generation:
-        return await generation.collect()
+        (chunk,) = await generation.collect()
+        return chunk
 
 
 async def run(replica: FakeReplica, *, num_requests: int = 1) -> None:
@@ -88,6 +99,53 @@ async def test_a_full_replica_passes_the_request_on() -> None:
         assert [chunk.text for chunk in await soon(asyncio.gather(first, second, third))] == [
             "abcdefgh"
         ] * 3
+
+
+async def test_several_answers_travel_with_their_logprobs_and_those_of_the_prompt() -> None:
+    async def read(router: Router) -> tuple[Generation, list[Chunk]]:
+        request = make_request(n=3, logprobs=1, prompt_logprobs=1)
+        async with router.generate(request) as generation:
+            return generation, await generation.collect()
+
+    async with running_replica() as replica, routing(r=replica) as (router, _):
+        answering = asyncio.create_task(read(router))
+        await run(replica, num_requests=3)
+        generation, chunks = await soon(answering)
+    assert [command.submit[0].request_id for command in replica.engine.commands]
+    assert len(replica.engine.commands[0].submit) == 3
+    scores = [(entry.token_id, entry.logprob) for entry in generation.prompt_logprobs]
+    assert scores == [(1, -1 / 8)] * 2
+    for chunk in chunks:
+        assert tuple(entry.token_id for entry in chunk.logprobs) == chunk.token_ids
+    assert [chunk.text for chunk in chunks] == ["abcdefgh"] * 3
+    assert generation.usage == Usage(
+        prompt_tokens=3, completion_tokens=24, cached_tokens=NUM_CACHED_TOKENS
+    )
+
+
+async def test_a_replica_with_room_for_some_of_the_answers_passes_all_of_them_on() -> None:
+    async with (
+        running_replica(max_waiting_requests=2) as small,
+        running_replica() as large,
+        routing(a=small, b=large) as (router, _),
+    ):
+        first = asyncio.create_task(collect(router, make_request()))
+        await until(lambda: len(small.engine.running) == 1)
+        second = asyncio.create_task(collect(router, make_request(num_prompt_tokens=100)))
+        await until(lambda: len(large.engine.running) == 1)
+        opening = router.generate(make_request(n=3))  # small has less work
+        entering = asyncio.create_task(opening.__aenter__())
+        await until(lambda: len(large.engine.running) == 4)
+        await until(lambda: len(small.engine.aborted) == 1)
+        large.step()
+        await soon(entering)
+        await opening.__aexit__(None, None, None)
+        await until(lambda: len(large.engine.running) == 1)
+        await run(small)
+        await run(large)
+        assert [chunk.text for chunk in await soon(asyncio.gather(first, second))] == [
+            "abcdefgh"
+        ] * 2
 
 
 async def test_when_all_are_full_the_client_learns_it_at_once() -> None:
