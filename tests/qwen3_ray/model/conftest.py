@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,15 @@ SHAPES = {
 }
 """Each with heads x head_dim != hidden_size."""
 EXPERTS = [shape for shape, config in SHAPES.items() if config.moe]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def num_threads() -> Iterator[None]:
+    """One: models as small as these take longer to share out than to compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

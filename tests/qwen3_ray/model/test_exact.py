@@ -19,6 +19,11 @@ BATCH_SIZES = [2, 5, 17]
 MAX_ROWS = 2048
 
 
+@pytest.fixture(scope="module", autouse=True)
+def num_threads() -> None:
+    """As many as the machine has: bits must not depend on them either."""
+
+
 @pytest.fixture(scope="module", params=["auto", "float32"])
 def exact_model(
     request: pytest.FixtureRequest, checkpoint: Checkpoint
