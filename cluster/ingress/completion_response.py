@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.ingress.events import Events
+from cluster.ingress.events import Events, event_data
+from cluster.ingress.rendering import render
 from cluster.ingress.statuses import error_object
 from cluster.ingress.wire.completion_body import Completion
 from cluster.ingress.wire.json_answer import ChoiceWriter, json_envelope, json_usage
 from cluster.ingress.wire.json_logprobs import Json
 from cluster.router.generation import Generation
+from cluster.router.inference import Chunk, InferenceRequest
 from cluster.router.router import Router
 from qwen3_ray.errors import Qwen3RayError
 
@@ -46,14 +49,22 @@ class CompletionResponse(Response):
             "choices": [choice for _, choices in parts for choice in choices],
             "usage": json_usage([generation.usage for generation in generations]),
         }
-        await JSONResponse(content)(scope, receive, send)
+        if any(map(_wants_logprobs, self._completion.requests)):
+            response = await asyncio.to_thread(JSONResponse, content)
+        else:
+            response = JSONResponse(content)
+        await response(scope, receive, send)
 
     async def _collect(self, number: int) -> tuple[Generation, list[Json]]:
         """The answers to one prompt, whole."""
         async with self._router.generate(self._completion.requests[number]) as generation:
             writers = self._writers(number, generation)
             chunks = await generation.collect()
-            return generation, [writers[chunk.index].write(chunk) for chunk in chunks]
+
+        def write() -> list[Json]:
+            return [writers[chunk.index].write(chunk) for chunk in chunks]
+
+        return generation, await render(write, generation, chunks)
 
     async def _stream(self, send: Send) -> None:
         events = Events(send)
@@ -62,12 +73,12 @@ class CompletionResponse(Response):
             if self._completion.include_usage:
                 envelope = json_envelope(self._completion, generations[0])
                 usage = json_usage([generation.usage for generation in generations])
-                await events.emit({**envelope, "choices": [], "usage": usage})
+                await events.emit(event_data({**envelope, "choices": [], "usage": usage}))
         except Exception as error:
             if not events.started:
                 raise  # the status can still tell
             log_unexpected(error)
-            await events.emit(error_object(error))
+            await events.emit(event_data(error_object(error)))
         await events.end()
 
     async def _relay(self, number: int, events: Events) -> Generation:
@@ -80,11 +91,15 @@ class CompletionResponse(Response):
                 writer = writers[chunk.index]
                 if not writer.has_news(chunk):
                     continue
-                event: Json = {**envelope, "choices": [writer.write(chunk)]}
-                if completion.continuous_usage:
-                    event["usage"] = json_usage([chunk.usage])
-                await events.emit(event)
+                write = partial(self._event_data, envelope, writer, chunk)
+                await events.emit(await render(write, generation, [chunk]))
         return generation
+
+    def _event_data(self, envelope: Json, writer: ChoiceWriter, chunk: Chunk) -> str:
+        event: Json = {**envelope, "choices": [writer.write(chunk)]}
+        if self._completion.continuous_usage:
+            event["usage"] = json_usage([chunk.usage])
+        return event_data(event)
 
     def _writers(self, number: int, generation: Generation) -> list[ChoiceWriter]:
         num_choices = generation.request.params.n
@@ -100,6 +115,11 @@ class CompletionResponse(Response):
 
     async def _for_each_prompt(self, work: Callable[[int], Coroutine[Any, Any, _T]]) -> list[_T]:
         return await _all([work(number) for number in range(len(self._completion.requests))])
+
+
+def _wants_logprobs(request: InferenceRequest) -> bool:
+    params = request.params
+    return params.logprobs is not None or params.prompt_logprobs is not None
 
 
 async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cluster.ingress.rendering import render
 from cluster.ingress.statuses import message_of, retry_after_s, status_of
 from cluster.ingress.wire.grpc_messages import (
+    Message,
     inference_request,
     proto_answer,
     proto_model_info,
 )
-from cluster.router.inference import InferenceRequest
+from cluster.router.generation import Generation
+from cluster.router.inference import Chunk, InferenceRequest
 from cluster.router.router import Router
 from protos.v1 import generate_pb2 as pb
 from protos.v1 import generate_pb2_grpc as pb_grpc
@@ -57,7 +61,7 @@ class GenerateServicer(pb_grpc.GenerateServiceServicer):
             self._router.generate(self._read(request)) as generation,
         ):
             chunks = await generation.collect()
-            return proto_answer(pb.GenerateResponse, generation, chunks, self._router.tokenizer)
+            return await self._answer(pb.GenerateResponse, generation, chunks)
 
     async def GenerateStream(  # noqa: N802
         self, request: pb.GenerateRequest, context: _Context
@@ -66,9 +70,8 @@ class GenerateServicer(pb_grpc.GenerateServiceServicer):
             _guard(context),
             self._router.generate(self._read(request)) as generation,
         ):
-            tokenizer = self._router.tokenizer
             async for chunk in generation:
-                await context.write(proto_answer(pb.GenerateChunk, generation, [chunk], tokenizer))
+                await context.write(await self._answer(pb.GenerateChunk, generation, [chunk]))
 
     async def GetModelInfo(  # noqa: N802
         self,
@@ -79,6 +82,12 @@ class GenerateServicer(pb_grpc.GenerateServiceServicer):
 
     def _read(self, request: pb.GenerateRequest) -> InferenceRequest:
         return inference_request(request, self._router.default_sampling)
+
+    async def _answer(
+        self, kind: type[Message], generation: Generation, chunks: Sequence[Chunk]
+    ) -> Message:
+        write = partial(proto_answer, kind, generation, chunks, self._router.tokenizer)
+        return await render(write, generation, chunks)
 
 
 @asynccontextmanager

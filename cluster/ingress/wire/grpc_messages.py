@@ -107,15 +107,15 @@ def _form(message: pb.StructuredOutputs) -> StructuredOutputs:
     )
 
 
-_Message = TypeVar("_Message", pb.GenerateResponse, pb.GenerateChunk)
+Message = TypeVar("Message", pb.GenerateResponse, pb.GenerateChunk)
 
 
 def proto_answer(
-    kind: type[_Message],
+    kind: type[Message],
     generation: Generation,
     chunks: Sequence[Chunk],
     tokenizer: Tokenizer | None,
-) -> _Message:
+) -> Message:
     """Whole answers, or a piece of one; `usage` stands where the last of all answers ends."""
     usage = generation.usage
     return kind(
