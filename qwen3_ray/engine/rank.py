@@ -63,7 +63,11 @@ def build_engine(
         check_peers=check_peers,
     )
     rank = start_rank(config, rendezvous, on_progress)
-    sampler = Sampler(num_valid_token_ids=_num_valid_token_ids(config, rank), device=rank.device)
+    sampler = Sampler(
+        num_valid_token_ids=_num_valid_token_ids(config, rank),
+        device=rank.device,
+        eos_token_ids=rank.model_config.eos_token_ids,
+    )
     executor = GroupExecutor(
         control=rank.control,
         runner=rank.runner,

@@ -1,6 +1,6 @@
 """Philox4x32-10: random numbers as a pure function of a key and a counter (Salmon et al., 2011).
 
-Plain Python; the oracle of the kernel in `numba_sampling`, and the source of draws off the CPU.
+Plain Python; the oracle of the kernel in `numba_philox`, and the source of draws off the CPU.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def philox4x32(counter: Counter, key: tuple[int, int]) -> Counter:
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) that picks the token at `position` of a request seeded with `seed`.
+def uniform(seed: int, position: int, choice: int) -> float:
+    """The number in [0, 1) that picks the token at `position` of one answer to a request.
 
-    `seed` is a signed 64-bit integer, `position` the absolute index of the token to be sampled
-    (prompt included). The counter's other words (choice, draw, lane) are 0. 53 random bits.
+    `seed`, of the request, is a signed 64-bit integer, `position` the absolute index of the token
+    to be sampled (prompt included), `choice` the number of the answer. The counter's other words
+    (draw, lane) are 0. 53 random bits.
     """
-    word_0, word_1, _, _ = philox4x32((position, 0, 0, 0), (seed & _MASK, (seed >> 32) & _MASK))
+    key = (seed & _MASK, (seed >> 32) & _MASK)
+    word_0, word_1, _, _ = philox4x32((position, choice, 0, 0), key)
     return float(((word_0 << 32 | word_1) >> 11) * 2.0**-53)

@@ -1,30 +1,54 @@
-"""The next token of every sampling row, as a function of its logits, parameters, seed, position."""
+"""The tokens of every request in a step, as a function of its logits, parameters and history."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from qwen3_ray.attention.thread_pool import ThreadPool
-from qwen3_ray.core.step import Sampled, Step
-from qwen3_ray.runner import philox, reference_sampling
-from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR, Rows, make_rows
+from qwen3_ray.core.request_state import RequestState
+from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
+from qwen3_ray.errors import RequestError
+from qwen3_ray.runner import reference_sampling
+from qwen3_ray.runner.constraints import Constraints, has_constraints
+from qwen3_ray.runner.grammar_masks import GrammarMasks, Grammars
+from qwen3_ray.runner.item_rows import ItemRows
+from qwen3_ray.runner.sampling_rows import (
+    NO_EDITS,
+    Outcome,
+    RowEdits,
+    SamplingRows,
+    SamplingRowsBuilder,
+)
 
-METHOD = "philox4x32-10, inverse CDF in id order, fp64 sums"
+METHOD = "philox4x32-10, inverse CDF in id order, fp64 sums of blocks of 256"
 """Names the way of sampling in the numerics fingerprint."""
+_WORD_BITS = 32
 _OPERATIONS_PER_LOGIT = 10
 
 
 class Sampler:
-    """Samples ids below `num_valid_token_ids`; no row's result depends on another row.
+    """Samples ids below `num_valid_token_ids`; no request's result depends on another one.
 
-    On CPU the Numba kernel does it, elsewhere torch by sorting.
+    Keeps what it needs of a request for as long as its state lives. Used by one thread. On CPU the
+    Numba kernel does the work, elsewhere torch by sorting.
     """
 
-    def __init__(self, *, num_valid_token_ids: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        *,
+        num_valid_token_ids: int,
+        device: torch.device,
+        eos_token_ids: frozenset[int] = frozenset(),
+        grammars: Grammars | None = None,
+    ) -> None:
         self._num_valid_token_ids = num_valid_token_ids
+        self._eos_token_ids = eos_token_ids
+        self._grammars = grammars
+        self._constraints: WeakKeyDictionary[RequestState, Constraints] = WeakKeyDictionary()
         self._cpu: _CpuSampling | None = None
         if device.type == "cpu":
             self._cpu = _CpuSampling()
@@ -32,38 +56,66 @@ class Sampler:
     def sample(self, logits: torch.Tensor, step: Step) -> list[Sampled]:
         """What each request of `step` gets, in its order.
 
+        A draft is right where it is what its row samples: the tokens are those of a run without.
+
         Args:
-            logits: [at least the step's logit rows, at least num_valid_token_ids], float32;
-                further rows are padding.
+            logits: [at least the step's logit rows, vocab_size], float32; further rows are
+                padding. Never changed.
             step: its items' logit rows follow each other (`ScheduledRequest.num_logits`).
         """
-        sampling = [item.request for item in step.scheduled if item.samples]
-        rows = make_rows(sampling)
+        builder = SamplingRowsBuilder(num_words=-(-logits.shape[1] // _WORD_BITS))
+        items = [self._add_rows(item, builder) for item in step.scheduled]
+        rows = builder.build()
         if self._cpu is not None:
-            ids = self._cpu.sample(logits, self._num_valid_token_ids, rows)
+            outcome = self._cpu.sample(logits, self._num_valid_token_ids, rows)
         else:
-            ids = self._sample_by_sorting(logits[: len(sampling)], rows)
-        remaining = iter(ids)
-        return [_sampled(next(remaining)) if item.samples else Sampled() for item in step.scheduled]
+            known = logits[: len(builder), : self._num_valid_token_ids]
+            outcome = reference_sampling.sample(known, rows)
+        token_ids: list[int] = outcome.token_ids.tolist()
+        return [item.result(outcome, token_ids) for item in items]
 
-    def _sample_by_sorting(self, logits: torch.Tensor, rows: Rows) -> list[int]:
-        shares = [philox.uniform(int(row["seed"]), int(row["position"])) for row in rows]
-        columns = [
-            torch.from_numpy(rows[name].copy()) for name in ("temperature", "top_k", "top_p")
-        ]
-        sampled = reference_sampling.sample_rows(
-            logits[:, : self._num_valid_token_ids],
-            *(column.to(logits.device) for column in columns),
-            share=torch.tensor(shares, dtype=torch.float64, device=logits.device),
-        )
-        ids: list[int] = sampled.tolist()
-        return ids
+    def _add_rows(self, item: ScheduledRequest, builder: SamplingRowsBuilder) -> ItemRows:
+        """Add one row for each of the item's logits."""
+        request, start = item.request, len(builder)
+        for position in item.prompt_logprob_rows:
+            builder.score(request.token_ids[position + 1], request.params.prompt_logprobs or 0)
+        middle = len(builder)
+        problem, edits = None, [NO_EDITS] * item.num_sampled_rows
+        if item.samples and has_constraints(request.params):
+            try:
+                edits = self._edits(item, builder.num_words)
+            except RequestError as error:
+                problem, edits = str(error), []
+        for num_drafts, row_edits in enumerate(edits):
+            builder.sample(request, num_drafts, row_edits)
+        for _ in range(item.num_sampled_rows - len(edits)):
+            builder.skip()
+        is_complete = bool(edits) and edits[0].is_complete
+        sampled = range(middle, len(builder))
+        return ItemRows(item, range(start, middle), sampled, problem, is_complete)
 
+    def _edits(self, item: ScheduledRequest, num_words: int) -> list[RowEdits]:
+        """Those of the item's sampled rows, as `Constraints.edits`."""
+        request = item.request
+        constraints = self._constraints.get(request)
+        if constraints is None:
+            constraints = Constraints(
+                request,
+                eos_token_ids=self._eos_token_ids,
+                grammar=self._grammar_masks(request, num_words),
+                num_words=num_words,
+            )
+            self._constraints[request] = constraints
+        return constraints.edits(request, request.draft_token_ids[: item.num_drafts])
 
-def _sampled(token_id: int) -> Sampled:
-    if token_id == NUMERICAL_ERROR:
-        return Sampled(problem="numerical error: the model's logits are not all finite")
-    return Sampled((token_id,))
+    def _grammar_masks(self, request: RequestState, num_words: int) -> GrammarMasks | None:
+        spec = request.params.structured_outputs
+        if spec is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("structured_outputs", "need a model with a tokenizer")
+        matcher = self._grammars.compile(spec).matcher()
+        return GrammarMasks(matcher, self._eos_token_ids, num_words)
 
 
 class _CpuSampling:
@@ -74,11 +126,21 @@ class _CpuSampling:
         self._kernel = import_module("qwen3_ray.runner.numba_sampling").sample_rows
         self._pool = ThreadPool(torch.get_num_threads())
 
-    def sample(self, logits: torch.Tensor, num_valid_token_ids: int, rows: Rows) -> list[int]:
-        """One id for each of `rows`."""
-        ids = np.empty(rows.size, np.int64)
-        array = logits.contiguous().numpy()
-        num_operations = _OPERATIONS_PER_LOGIT * rows.size * num_valid_token_ids
-        self._pool.run(self._kernel, num_operations, array, num_valid_token_ids, rows, ids)
-        result: list[int] = ids.tolist()
-        return result
+    def sample(
+        self, logits: torch.Tensor, num_valid_token_ids: int, batch: SamplingRows
+    ) -> Outcome:
+        """As `reference_sampling.sample`, on the first of the logits' rows and columns."""
+        rows = batch.rows
+        outcome = Outcome.empty(len(rows), min(batch.max_num_top, num_valid_token_ids))
+        # The dearest rows first, in turns, so that threads end together.
+        cost = (rows["temperature"] > 0) * 1 + (rows["top_p"] < 1) * 2 + (rows["num_top"] >= 0) * 1
+        self._pool.run(
+            self._kernel,
+            _OPERATIONS_PER_LOGIT * len(rows) * num_valid_token_ids,
+            logits.contiguous().numpy(),
+            num_valid_token_ids,
+            np.argsort(-cost, kind="stable"),
+            batch,
+            outcome,
+        )
+        return outcome
