@@ -133,8 +133,7 @@ def test_prompt_logprobs_begin_with_none_and_are_told_once(num_tokens: int) -> N
     pieces.append(answer.push(TokenDelta(request_id="r", finish_reason=FinishReason.LENGTH)))
     told = Answer(prompt=None, choices=[answer]).output().prompt_logprobs
     assert told is not None
-    assert told[0] is None
-    assert [next(iter(place)) for place in told[1:] if place] == [2, 1][: num_tokens - 1]
+    assert [place and next(iter(place)) for place in told] == [None, 2, 1][:num_tokens]
     assert [place for piece in pieces for place in piece.prompt_logprobs or []] == told
 
 

@@ -6,7 +6,7 @@ from qwen3_ray.config import DEMO_MODEL_DIR
 from qwen3_ray.engine.prompts import MAX_SALT_LENGTH, Prompt, PromptReader
 from qwen3_ray.engine.stats import EngineInfo
 from qwen3_ray.errors import PromptTooLongError, RequestError
-from qwen3_ray.request import GenerateRequest
+from qwen3_ray.request import FinishReason, GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.structured_outputs import StructuredOutputs
 from qwen3_ray.text.tokenizer import Tokenizer
@@ -136,6 +136,14 @@ def test_a_priority_is_a_whole_number() -> None:
         with pytest.raises(RequestError) as info:
             reader().read(TEXT, SamplingParams(), priority=bad)  # type: ignore[arg-type]
         assert info.value.param == "priority"
+
+
+def test_the_text_ends_before_the_model_s_own_end() -> None:
+    params = SamplingParams(skip_special_tokens=False)
+    for token_ids, text in (([*IDS, ENDOFTEXT], TEXT), (IDS, TEXT)):
+        (choice,) = reader().read(TEXT, params).choices
+        assert choice.processor is not None
+        assert choice.processor.push(token_ids, FinishReason.STOP).text == text
 
 
 @pytest.mark.parametrize(
