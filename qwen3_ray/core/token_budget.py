@@ -54,6 +54,10 @@ class PrefillBudget:
     def __init__(self, num_tokens: int, prefills: Iterable[RequestState]) -> None:
         self._prefills = list(prefills)
         self._all = _Amount(num_tokens, PROMPT_LOGPROB_ROWS)
+        self._share = _Amount(
+            max(1, num_tokens // (MAX_PARTIAL_PREFILLS + 1)),
+            PROMPT_LOGPROB_ROWS // (MAX_PARTIAL_PREFILLS + 1),
+        )
         self._used = _Amount(0, 0)
         self._has_joined = False
 
@@ -71,33 +75,34 @@ class PrefillBudget:
         """What the step can do for `request`, of which `num_found` tokens need no computing."""
         need = _Amount(request.num_tokens - num_found, request.num_prompt_logprobs_left)
         room = self._room(request.rank[0])
-        used = self._used
-        if _fits(_Amount(need[0] + used[0], need[1] + used[1]), room):
+        if _fits(_sum(need, self._used), room):
             return Verdict.WHOLE
-        if self._can_join(need):
+        if self._can_join(need, room):
             return Verdict.PART
         has_place = len(self._prefills) < MAX_PARTIAL_PREFILLS
         return Verdict.LATER if has_place or _fits(need, room) else Verdict.NO_PLACE
 
-    def _can_join(self, need: _Amount) -> bool:
+    def _can_join(self, need: _Amount, room: _Amount) -> bool:
         """Whether a newcomer that needs more than the step has may get a part of it.
 
-        Either tokens are left over, or a place is free and nobody else has joined in this step:
-        of many that come together the first ones are done first.
+        Either tokens are left over, or a place is free and a share for it. Of many that come
+        together one joins in a step, so that the first ones are done first.
         """
         left = self._left_over()
         if left.num_tokens > 0 and (need.num_rows == 0 or left.num_rows > 0):
             return True
-        has_place = len(self._prefills) < MAX_PARTIAL_PREFILLS
-        # Each prefill in flight gets a token at least.
-        return has_place and not self._has_joined and self.num_tokens > len(self._prefills)
+        share = _Amount(*map(min, need, self._share))
+        return (
+            len(self._prefills) < MAX_PARTIAL_PREFILLS
+            and _fits(_sum(share, self._used), room)
+            and (not self._has_joined or left.num_tokens > 0)
+        )
 
     def take_all(self, request: RequestState) -> int:
         """Spend what all of `request` needs; its tokens to compute. It was judged `WHOLE`."""
-        num_tokens = request.num_pending_tokens
-        num_rows = request.num_prompt_logprobs_left
-        self._used = _Amount(self._used.num_tokens + num_tokens, self._used.num_rows + num_rows)
-        return num_tokens
+        need = _Amount(request.num_pending_tokens, request.num_prompt_logprobs_left)
+        self._used = _sum(self._used, need)
+        return need.num_tokens
 
     def join(self, request: RequestState) -> None:
         """Take `request` among the prefills in flight. It was judged `PART`."""
@@ -119,8 +124,10 @@ class PrefillBudget:
         num_rows = self._all.num_rows - self._used.num_rows
         for _, group in groupby(self._prefills, key=_priority):
             requests = list(group)
-            rows = max_min_shares(num_rows, [r.num_prompt_logprobs_left for r in requests])
-            tokens = max_min_shares(num_tokens, list(map(_most_tokens, requests, rows)))
+            wanted_rows = [request.num_prompt_logprobs_left for request in requests]
+            rows = _deal(num_rows, wanted_rows, self._share.num_rows)
+            wanted_tokens = list(map(_most_tokens, requests, rows))
+            tokens = _deal(num_tokens, wanted_tokens, self._share.num_tokens)
             num_rows -= sum(rows)
             num_tokens -= sum(tokens)
             yield from zip(requests, map(_Amount, tokens, rows), strict=True)
@@ -140,12 +147,11 @@ class PrefillBudget:
             if request.rank[0] > priority:
                 break
             rows = request.num_prompt_logprobs_left
-            is_equal = request.rank[0] == priority
-            if is_equal:
-                rows = min(rows, PROMPT_LOGPROB_ROWS // (MAX_PARTIAL_PREFILLS + 1))
-            tokens = _most_tokens(request, rows)
-            if is_equal:
-                tokens = min(tokens, max(1, self._all.num_tokens // (MAX_PARTIAL_PREFILLS + 1)))
+            if request.rank[0] == priority:
+                rows = min(rows, self._share.num_rows)
+                tokens = min(_most_tokens(request, rows), self._share.num_tokens)
+            else:
+                tokens = _most_tokens(request, rows)
             num_tokens -= tokens
             num_rows -= rows
         return _Amount(num_tokens, num_rows)
@@ -165,6 +171,16 @@ def max_min_shares(total: int, wants: Sequence[int]) -> list[int]:
     return shares
 
 
+def _deal(total: int, wants: Sequence[int], share: int) -> list[int]:
+    """Deal out `total`: to each its share, as long as there is any, and then fair parts."""
+    sure = []
+    for want in wants:
+        sure.append(min(want, share, total))
+        total -= sure[-1]
+    more = max_min_shares(total, [want - got for want, got in zip(wants, sure, strict=True)])
+    return [got + rest for got, rest in zip(sure, more, strict=True)]
+
+
 def _most_tokens(request: RequestState, num_rows: int) -> int:
     """How many of its tokens a step may compute that has `num_rows` rows for its logprobs."""
     num_pending = request.num_pending_tokens
@@ -172,6 +188,10 @@ def _most_tokens(request: RequestState, num_rows: int) -> int:
         return num_pending
     num_known = request.num_prompt_logprobs
     return min(num_pending, num_known + num_rows - request.num_computed_tokens)
+
+
+def _sum(one: _Amount, other: _Amount) -> _Amount:
+    return _Amount(one.num_tokens + other.num_tokens, one.num_rows + other.num_rows)
 
 
 def _fits(need: _Amount, room: _Amount) -> bool:

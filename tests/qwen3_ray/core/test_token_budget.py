@@ -63,7 +63,7 @@ def test_newcomers_leave_a_prefill_in_flight_its_share() -> None:
         verdicts.append(budget.judge(newcomer, 0))
         if verdicts[-1] is Verdict.WHOLE:
             assert budget.take_all(newcomer) == 20
-    assert verdicts == [Verdict.WHOLE] * 4 + [Verdict.PART] * 5
+    assert verdicts == [Verdict.WHOLE] * 4 + [Verdict.LATER] * 5
     assert shares(budget) == [20]
 
 
@@ -87,6 +87,24 @@ def test_one_long_newcomer_joins_in_a_step_and_shares_with_those_in_flight() -> 
     assert shares(budget) == [50, 50]
 
 
+def test_many_join_in_a_step_while_tokens_are_left_over() -> None:
+    budget = PrefillBudget(1_000, [])
+    for prefill in make_prefills(3, 900, scored=True):
+        assert budget.judge(prefill, 0) is Verdict.PART
+        budget.join(prefill)
+    newcomer = make_prefill(5_000, arrival=9)
+    assert budget.judge(newcomer, 0) is Verdict.PART
+    budget.join(newcomer)
+    assert shares(budget) == [43, 43, 42, 872]
+
+
+def test_nobody_joins_at_the_cost_of_the_shares_of_those_in_flight() -> None:
+    budget = PrefillBudget(100, make_prefills(2, 1_000))
+    budget.take_all(make_prefill(41, arrival=2))
+    assert budget.judge(make_prefill(60, arrival=3), 0) is Verdict.LATER
+    assert budget.judge(make_prefill(19, arrival=3), 0) is Verdict.WHOLE
+
+
 def test_tokens_that_are_left_over_are_a_place() -> None:
     budget = PrefillBudget(100, make_prefills(MAX_PARTIAL_PREFILLS, 10))
     assert budget.has_place
@@ -108,7 +126,7 @@ def test_a_more_urgent_newcomer_takes_all_that_it_needs() -> None:
     urgent = make_prefill(95, priority=-1)
     assert budget.judge(urgent, 0) is Verdict.WHOLE
     budget.take_all(urgent)
-    assert shares(budget) == [3, 2]
+    assert shares(budget) == [5, 0]
 
 
 def test_a_less_urgent_newcomer_gets_what_is_left_over() -> None:
@@ -139,7 +157,7 @@ def test_prompt_logprobs_of_all_requests_together_are_bounded() -> None:
         if verdicts[-1] is Verdict.WHOLE:
             budget.take_all(newcomer)
     # The three in flight are sure of 25 rows each; two newcomers take 20 of the 53 others each.
-    assert verdicts == [Verdict.WHOLE, Verdict.WHOLE, Verdict.PART]
+    assert verdicts == [Verdict.WHOLE, Verdict.WHOLE, Verdict.LATER]
     assert shares(budget) == [30, 29, 29]
     assert PROMPT_LOGPROB_ROWS == 2 * 20 + 30 + 29 + 29
 
