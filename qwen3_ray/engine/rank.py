@@ -84,6 +84,7 @@ def build_engine(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
+        num_speculative_tokens=_num_speculative_tokens(config, rank),
     )
 
 
@@ -106,6 +107,13 @@ def serve_rank(
         if arrays is not None:
             with group_errors("a step failed"):
                 parts.runner.execute(arrays)
+
+
+def _num_speculative_tokens(config: EngineConfig, rank: Rank) -> int:
+    """Drafts are lossless in exact mode; elsewhere a row's bits may change with its batch."""
+    if config.num_speculative_tokens is not None:
+        return config.num_speculative_tokens
+    return 4 if rank.row_plan.exact else 0
 
 
 def _num_valid_token_ids(config: EngineConfig, rank: Rank) -> int:
