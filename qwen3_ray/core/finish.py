@@ -47,7 +47,8 @@ class EndRules:
 
     def append(self, request: RequestState, result: Sampled) -> tuple[int, End | None]:
         """Append sampled tokens up to the one that ends the output; how many, and the end."""
-        end = self.end_of(request)  # there is one already if max_tokens is 0
+        # There is an end before the first token if max_tokens is 0.
+        end = self.end_of(request) if request.num_output_tokens == 0 else None
         num_appended = 0
         for token_id in result.token_ids:
             if end is not None:

@@ -82,5 +82,7 @@ class Sampled(NamedTuple):
 
     def count_accepted(self, draft_token_ids: Sequence[int]) -> int:
         """How many of the drafts, from the first one on, were right."""
+        if not draft_token_ids:
+            return 0
         pairs = zip(draft_token_ids, self.token_ids, strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
