@@ -89,9 +89,10 @@ class Schedule:
     num_blocks: int | None = None
     """None for all that the executor has."""
     enable_prefix_caching: bool = True
+    num_speculative_tokens: int = 4
 
 
-ALONE = Schedule(max_num_seqs=1, enable_prefix_caching=False)
+ALONE = Schedule(max_num_seqs=1, enable_prefix_caching=False, num_speculative_tokens=0)
 
 
 class FewerBlocks:
@@ -124,6 +125,7 @@ class Rig:
             max_num_seqs=schedule.max_num_seqs,
             max_num_batched_tokens=schedule.max_num_batched_tokens,
             enable_prefix_caching=schedule.enable_prefix_caching,
+            num_speculative_tokens=schedule.num_speculative_tokens,
         )
 
     def run(

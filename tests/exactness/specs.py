@@ -48,10 +48,10 @@ def make_params(vocab_size: int, num_output_tokens: int) -> dict[str, SamplingPa
     return {
         "greedy": greedy,
         "random": replace(drawn, seed=1),
-        "greedy, logprobs": replace(greedy, logprobs=3),
+        "greedy, logprobs": replace(greedy, logprobs=3, prompt_logprobs=2),
         "cool, top_k": replace(drawn, seed=2, temperature=0.6, top_k=7, logprobs=0),
         "top_p": replace(drawn, seed=3, top_p=0.8),
-        "random, logprobs": replace(drawn, seed=-4, logprobs=20),
+        "random, logprobs": replace(drawn, seed=-4, logprobs=20, prompt_logprobs=0),
         "greedy, penalties": replace(
             greedy,
             presence_penalty=0.7,
@@ -80,9 +80,14 @@ def make_params(vocab_size: int, num_output_tokens: int) -> dict[str, SamplingPa
             min_p=0.001,
             repetition_penalty=1.1,
             logprobs=5,
+            prompt_logprobs=5,
         ),
         "short": replace(greedy, max_tokens=1, logprobs=1),
+        "prompt only": replace(greedy, max_tokens=0, prompt_logprobs=1),
     }
+
+
+KINDS = tuple(make_params(vocab_size=64, num_output_tokens=4))
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def examples(draw: st.DrawFn, specs: Sequence[Spec], rig: Rig) -> Example:
     arrivals, truths = [], {}
     for index, spec in enumerate(chosen):
         truth = rig.alone(spec)
-        num_made = draw(st.one_of(st.just(0), st.integers(0, len(truth.token_ids) - 1)))
+        last_made = max(0, len(truth.token_ids) - 1)
+        num_made = draw(st.one_of(st.just(0), st.integers(0, last_made)))
         at_step = draw(st.integers(0, 12))
         abort_at = draw(st.one_of(st.none(), st.none(), st.integers(at_step, at_step + 30)))
         request = spec.request(str(index), truth.token_ids[:num_made])
@@ -117,6 +123,7 @@ def examples(draw: st.DrawFn, specs: Sequence[Spec], rig: Rig) -> Example:
         max_num_seqs=draw(st.sampled_from((1, 3, 64))),
         num_blocks=draw(st.sampled_from((fewest, fewest + 3, total))),
         enable_prefix_caching=draw(st.booleans()),
+        num_speculative_tokens=draw(st.sampled_from((0, 1, 4))),
     )
     return Example(schedule, tuple(arrivals), truths)
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.testing_models import TINY_MODEL, make_checkpoint
-from tests.exactness.rig import Arrival, Schedule, Spec, running
+from tests.exactness.rig import Arrival, Rig, Schedule, Spec, running
 from tests.exactness.specs import assert_same, make_params
 
 NUM_REQUESTS = 50
@@ -35,3 +36,15 @@ def test_fifty_requests_compute_a_prefix_of_2000_tokens_once(
         assert stats.num_prefix_hits >= 0.95 * stats.num_prefix_queries
         for index in range(0, NUM_REQUESTS, 7):
             assert_same(answers[str(index)], rig.alone(specs[index]), specs[index].params)
+
+
+def test_equal_blocks_after_different_ones_are_not_taken_for_each_other(tiny: Rig) -> None:
+    size = tiny.info.block_size
+    a, b, c, d = (tuple(range(first, first + size)) for first in (1, 50, 100, 150))
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, seed=0, logprobs=3)
+    specs = [Spec((*prompt, 7), params) for prompt in (a + c, b + d, b + c, a + d, a + c + d)]
+    arrivals = [Arrival(spec.request(str(i)), at_step=20 * i) for i, spec in enumerate(specs)]
+    answers, stats = tiny.run(Schedule(), arrivals)
+    assert stats.num_prefix_hits >= 4 * size
+    for index, spec in enumerate(specs):
+        assert_same(answers[str(index)], tiny.alone(spec), spec)

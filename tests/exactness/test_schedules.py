@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.exactness.rig import Arrival, Rig, Schedule
+from qwen3_ray.testing_models import make_checkpoint
+from tests.exactness.rig import Arrival, Rig, Schedule, running
 from tests.exactness.specs import (
     BATCHES,
     CHUNKS,
+    KINDS,
     RANDOM,
     assert_exact,
     assert_same,
     examples,
-    make_params,
     make_specs,
 )
 
@@ -57,11 +58,12 @@ def test_cached_prefixes_give_what_computed_ones_give(tiny: Rig) -> None:
             assert_same(answers[f"{index} {again}"], tiny.alone(spec), spec)
 
 
-@pytest.mark.parametrize("kind", range(15), ids=list(make_params(259, 64)))
-def test_a_request_is_resumed_at_each_of_64_positions(tiny: Rig, kind: int) -> None:
-    spec = make_specs(tiny.info.vocab_size, 64)[kind]
+@pytest.mark.parametrize("index", range(15), ids=KINDS[:15])
+def test_a_request_is_resumed_at_each_of_64_positions(tiny: Rig, index: int) -> None:
+    spec = make_specs(tiny.info.vocab_size, 64)[index]
     truth = tiny.alone(spec)
     num_tokens = len(truth.token_ids)
+    assert num_tokens == spec.params.max_tokens or not spec.params.ignore_eos
     arrivals = [
         Arrival(spec.request(str(made), truth.token_ids[:made]), at_step=made // 8)
         for made in range(num_tokens)
@@ -69,6 +71,18 @@ def test_a_request_is_resumed_at_each_of_64_positions(tiny: Rig, kind: int) -> N
     answers, _ = tiny.run(Schedule(max_num_batched_tokens=64, max_num_seqs=16), arrivals)
     for made in range(num_tokens):
         assert_same(answers[str(made)], truth.after(made), (spec, made))
+
+
+def test_fast_numerics_differ_somewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The control: were the engine exact without its measures, the tests would show nothing."""
+    model_dir = make_checkpoint(tmp_path_factory.mktemp("tiny"))
+    with running(model_dir, numerics="fast", block_size=16) as rig:
+        assert not rig.info.exact
+        specs = make_specs(rig.info.vocab_size, NUM_OUTPUT_TOKENS)
+        arrivals = [Arrival(spec.request(str(i)), at_step=i) for i, spec in enumerate(specs)]
+        answers, _ = rig.run(Schedule(max_num_batched_tokens=40), arrivals)
+        differ = [i for i, spec in enumerate(specs) if answers[str(i)] != rig.alone(spec)]
+        assert len(differ) >= 3
 
 
 @RANDOM(max_examples=30)
