@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +17,10 @@ from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.distributed.control import Kind, StepArrays, StepControl
 from qwen3_ray.layers.row_plan import RowPlan
+from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.runner.input_batch import build
 from qwen3_ray.sampling_params import SamplingParams
+from qwen3_ray.testing_models import TINY_MODEL, TINY_MOE, make_checkpoint
 
 BLOCK_SIZE = 4
 PLAN = RowPlan(safe_counts=(), granule=6, exact=True)
@@ -56,3 +62,43 @@ def test_other_ranks_get_every_row_of_steps_with_drafts_and_prompt_logprobs(
             assert sent.num_logits >= sum(item.num_logits for item in step.scheduled)
             for name in StepArrays.__slots__:
                 np.testing.assert_array_equal(getattr(got, name), getattr(sent, name))
+
+
+COUNT_COMPILED = """
+import sys, tempfile
+from pathlib import Path
+from qwen3_ray.engine.rank import build_engine
+from qwen3_ray.testing_models import engine_config
+from tests.exactness.rig import MAX_MODEL_LEN
+from tests.exactness.specs import make_specs
+
+def compiled():
+    modules = [module for name, module in sys.modules.items() if name.startswith("qwen3_ray")]
+    return {
+        (value.py_func.__module__, value.py_func.__name__): len(value.signatures)
+        for module in modules for value in vars(module).values() if hasattr(value, "signatures")
+    }
+
+config = engine_config(Path(sys.argv[1]), max_model_len=MAX_MODEL_LEN, num_threads=1)
+with tempfile.TemporaryDirectory() as directory:
+    engine = build_engine(config, rendezvous_dir=Path(directory))
+before = compiled()
+for index, spec in enumerate(make_specs(engine.info.vocab_size, 20)):
+    engine.add_request(spec.request(str(index)))
+while engine.has_unfinished:
+    engine.step()
+after = compiled()
+print(len(before), sorted(name for name in after if after[name] != before.get(name)))
+"""
+
+
+@pytest.mark.parametrize("shape", [TINY_MODEL, TINY_MOE], ids=["dense", "experts"])
+def test_no_request_waits_for_a_kernel_to_be_compiled(shape: ModelConfig, tmp_path: Path) -> None:
+    """In a process of its own: here the kernels are compiled already."""
+    model_dir = make_checkpoint(tmp_path, shape)
+    command = [sys.executable, "-c", COUNT_COMPILED, str(model_dir)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split(
+        " ", 1
+    )
+    assert int(output[0]) >= 5  # kernels that are known
+    assert output[1].strip() == "[]"
