@@ -29,7 +29,7 @@ from qwen3_ray.text.tokenizer import find_tokenizer
 
 NUM_DRAFTS = 4
 MAX_MODEL_LEN = 512
-TEXT = "The cat sat on the mat. The dog sat on the log. The cat saw the dog. "
+TEXT = "Row, row, row your boat, gently down the stream. Merrily, merrily, life is but a dream.\n"
 _MAX_PROMPT_LEN = 200
 
 
