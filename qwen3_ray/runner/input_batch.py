@@ -61,7 +61,8 @@ def build(step: Step, block_size: int, row_plan: RowPlan) -> StepArrays:
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """`range(start, start + count)` of each pair, one after the other."""
     ends = np.cumsum(counts)
-    return np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+    values: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+    return values
 
 
 def _token_ids(scheduled: Sequence[ScheduledRequest]) -> list[int]:
