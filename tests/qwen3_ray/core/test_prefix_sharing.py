@@ -160,9 +160,10 @@ def test_after_a_reset_nothing_is_found_and_running_requests_go_on() -> None:
 
 
 def test_a_failed_request_leaves_nothing_to_be_found() -> None:
-    rig = Rig()
+    rig = Rig(max_num_batched_tokens=8)
     first, second = alike(2, 12, 12)
     rig.scheduler.add(first)
+    rig.step()
     step = rig.scheduler.schedule()
     (delta,) = rig.scheduler.commit(step, [Sampled(problem="not finite")])
     assert (delta.finish_reason, delta.error) == (FinishReason.ERROR, "not finite")

@@ -85,6 +85,18 @@ def test_a_request_waits_until_all_its_tokens_fit_rather_than_be_preempted_in_it
     assert rig.scheduler.totals.num_preemptions == 0
 
 
+def test_nobody_overtakes_a_request_that_waits_for_blocks() -> None:
+    rig = Rig(num_blocks=6, block_size=4, max_num_batched_tokens=32)
+    rig.scheduler.add(make_request("a", 8, SamplingParams(max_tokens=4, ignore_eos=True)))
+    rig.step()
+    rig.scheduler.add(make_request("large", 16, SamplingParams(max_tokens=1)))
+    rig.scheduler.add(make_request("small", 2, SamplingParams(max_tokens=1)))
+    rig.step()
+    assert rig.scheduler.num_waiting == 2
+    rig.run()
+    assert rig.first_token_steps["large"] <= rig.first_token_steps["small"]
+
+
 def test_a_request_alone_is_bounded_by_the_kv_cache() -> None:
     rig = Rig(num_blocks=3, block_size=4)
     rig.scheduler.add(make_request("a", 5, SamplingParams(max_tokens=None, ignore_eos=True)))
