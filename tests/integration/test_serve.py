@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -25,23 +25,6 @@ from tests.integration.server import Server, eventually, running_server
 DARCY = Call("Mr. Darcy looked at her and", max_tokens=24)
 SUBJECTS = ("Elizabeth", "Mr. Bennet", "The king", "My dear sister", "Emma", "Captain Wentworth")
 VERBS = ("walked to the", "spoke unto them and said", "was not at all", "had never been so")
-
-SCALING = (
-    *("--min-replicas", "1", "--max-replicas", "2", "--target-waiting-tokens", "4000"),
-    *("--upscale-delay-s", "0.5", "--downscale-delay-s", "3"),
-)
-
-
-@pytest.fixture(scope="module")
-def server(cache_dir: Path) -> Iterator[Server]:
-    with running_server(cache_dir, *SCALING) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def stub(server: Server) -> Iterator[GenerateServiceStub]:
-    with grpc.insecure_channel(server.target) as channel:
-        yield GenerateServiceStub(channel)
 
 
 def test_it_says_ready_with_both_addresses_within_a_minute(server: Server) -> None:
