@@ -41,7 +41,7 @@ def keep_top_k(
         count = gather(logits, scratch.maxima, floor, scratch.ids, scratch.values)
     else:
         part = float(top_k)
-        count, before, _ = _gather_bin(logits, scratch, largest, LOG2_E, floor, part, False)
+        count, before, _ = _gather_bin(logits, scratch, largest, LOG2_E, floor, part, 0.0)
     top_k -= int(before)
     if top_k > count:
         return logits, floor
@@ -56,7 +56,7 @@ def keep_top_p(
     """Logits and a floor, at or above which are the fewest first of those at least `floor` whose
     weights reach `top_p` of all of theirs.
     """
-    count, before, target = _gather_bin(logits, scratch, largest, scale, floor, top_p, True)
+    count, before, target = _gather_bin(logits, scratch, largest, scale, floor, top_p, 1.0)
     values, weights = scratch.values[:count], scratch.weights[:count]
     weigh(values, largest, scale, weights)
     cut, num_kept = _top_p_cut(values, weights, target - before)
@@ -89,12 +89,12 @@ def _gather_bin(
     scale: float,
     floor: float,
     part: float,
-    by_weight: bool,
+    exponent: float,
 ) -> tuple[int, float, float]:
     """Gather the tokens among which the sum from the likeliest token down reaches its target.
 
-    Sums are of weights, the target being `part` of the total, or count tokens, it being `part`.
-    Logits below `floor` take no part.
+    With an `exponent` of 1 sums are of weights, and the target is `part` of the total; with 0 they
+    count tokens up to `part`. Logits below `floor` take no part.
 
     Returns:
         How many tokens were gathered, the sum of those before them, and the target.
@@ -106,13 +106,13 @@ def _gather_bin(
             start = block * BLOCK_SIZE
             values = logits[start : start + BLOCK_SIZE]
             some = bins[start : start + BLOCK_SIZE]
-            _bin(values, largest, scale, floor, by_weight, some, scratch.weights)
+            _bin(values, largest, scale, floor, exponent, some, scratch.weights)
             for i in range(values.size):
                 masses[some[i]] += scratch.weights[i]
     total = 0.0
     for i in range(NUM_BINS):
         total += masses[i]
-    target = part * total if by_weight else part
+    target = part * total if exponent > 0.0 else part
     chosen, before = _find(masses[:NUM_BINS], target)
     count = 0
     for block in range(scratch.maxima.size):
@@ -132,17 +132,17 @@ def _bin(
     largest: float,
     scale: float,
     floor: float,
-    by_weight: bool,
+    exponent: float,
     bins: UInt16s,
     weights: Floats,
 ) -> None:
-    """Fill `bins` with 0 and up from the largest logit down, and `weights`."""
+    """Fill `bins` with 0 and up from the largest logit down, and `weights`, to the `exponent`."""
     for i in range(logits.size):
         logit = np.float64(logits[i])
         distance = (largest - logit) * scale
         bin_ = np.int32(min(distance * _BINS_PER_UNIT, NUM_BINS - 1.0))
         bins[i] = bin_ if logit >= floor else NUM_BINS
-        weights[i] = exp2(-distance) if by_weight else 1.0
+        weights[i] = exp2(-distance * exponent)
 
 
 @callee

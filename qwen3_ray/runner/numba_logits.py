@@ -103,20 +103,10 @@ def gather(logits: Floats, maxima: Floats, floor: float, ids: Int32s, values: Fl
 @callee
 def count_before(logits: Floats, token_id: int) -> np.int32:
     """How many tokens are likelier than `token_id`, or as likely with a lower id."""
-    value = logits[token_id]
-    num_equal = _count(logits[:token_id], value, True)
-    return np.int32(num_equal + _count(logits[token_id:], value, False))
-
-
-@callee
-def _count(logits: Floats, value: np.float32, count_equals: bool) -> np.int32:
-    count = np.int32(0)
-    if count_equals:
-        for i in range(logits.size):
-            count += np.int32(logits[i] >= value)
-    else:
-        for i in range(logits.size):
-            count += np.int32(logits[i] > value)
+    value, count = logits[token_id], np.int32(0)
+    for i in range(logits.size):
+        is_before = logits[i] > value or (logits[i] == value and i < token_id)
+        count += np.int32(is_before)
     return count
 
 
