@@ -148,6 +148,26 @@ def test_a_prefix_that_requests_share_is_computed_once_and_counted() -> None:
     assert run_out(engine)["a"][0].num_cached_tokens == 0
 
 
+def test_choices_share_their_prompt_and_differ_in_their_tokens() -> None:
+    engine = make_fake_engine()
+    params = SamplingParams(max_tokens=5, seed=3, n=3)
+    prompt = tuple(range(18))
+    for choice in range(3):
+        engine.add_request(
+            GenerateRequest(
+                request_id=str(choice), prompt_token_ids=prompt, params=params, choice=choice
+            )
+        )
+    deltas = run_out(engine)
+    for choice in range(3):
+        token_ids = list(prompt)
+        for _ in range(5):
+            token_ids.append(fake_next_token(token_ids, 3, 1000, choice))
+        assert tokens_of(deltas[str(choice)]) == token_ids[18:]
+    assert engine.stats().num_prompt_tokens == 18 + 2 + 2
+    assert len({tuple(tokens_of(deltas[str(choice)])) for choice in range(3)}) == 3
+
+
 def test_an_engine_without_prefix_cache_finds_nothing() -> None:
     engine = make_fake_engine(enable_prefix_caching=False)
     for name in "ab":
