@@ -158,6 +158,7 @@ def peak_bytes_of_process(run: Callable[[], object], proc: Path = _PROC_SELF) ->
     """By how much the resident memory of this process grows at its peak while `run` runs.
 
     Memory that was freed but kept by malloc would be used again unseen, and is given back first.
+    The process's high-water mark starts anew: `ru_maxrss` forgets what loading took.
     """
     _give_back_freed_memory()
     before = _status_bytes(proc, "VmRSS")
