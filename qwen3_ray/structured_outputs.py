@@ -53,7 +53,8 @@ class StructuredOutputs:
     json: str | Mapping[str, object] | None = None
     """A JSON schema, as JSON text or as the object. Stored as compact JSON text (`schema`)."""
     regex: str | None = None
-    """Matches the whole output; Rust's syntax, so no look-around and no back-references."""
+    r"""Matches the whole output. Rust's syntax, so no look-around and no back-references; \d, \w
+    and \s are ASCII."""
     choice: Sequence[str] | None = None
     """The output is one of these. Stored as a tuple."""
     grammar: str | None = None
@@ -92,6 +93,11 @@ class StructuredOutputs:
             object.__setattr__(self, "json", _write_schema(schema))
             object.__setattr__(self, "json_object", False)
         self._check_texts()
+
+    @property
+    def kind(self) -> str:
+        """The name of the field that is given."""
+        return next(field.name for field in fields(self) if self._is_given(field.name))
 
     @property
     def schema(self) -> str | None:
