@@ -5,7 +5,10 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.router.testing import FakeReplica
+from cluster.ingress.http_api import create_app
+from cluster.router.router import Router
+from cluster.router.testing import FakeLinks, FakeReplica, FakeStream, FakeTokenizer
+from protos.v1 import link_pb2 as link
 from tests.cluster.ingress.rig import BODY, URL, events_of
 
 LM_EVAL = {"model": "fake", "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234}
@@ -124,6 +127,28 @@ async def test_vllms_prompt_logprobs_come_with_the_first_piece(http: httpx.Async
     pieces = [event["choices"][0] for event in await events(http, prompt_logprobs=1)]
     assert pieces[0]["prompt_logprobs"] == choice["prompt_logprobs"]
     assert not any("prompt_logprobs" in piece for piece in pieces[1:])
+
+
+async def test_the_prompts_logprobs_do_not_wait_for_text_that_is_held_back() -> None:
+    class Held(FakeStream):
+        """The first token's text comes with the second's."""
+
+        def _add_token(self, delta: link.StreamDelta, token_id: int) -> None:
+            super()._add_token(delta, token_id)
+            delta.text = {1: "", 2: self._text}.get(len(self._text), delta.text)
+
+    class Holding(FakeReplica):
+        def open(self, submit: link.Submit) -> FakeStream:
+            return Held(self, submit)
+
+    router = Router(FakeLinks(Holding()), model="fake", tokenizer=FakeTokenizer())
+    transport = httpx.ASGITransport(create_app(router))
+    async with httpx.AsyncClient(transport=transport, base_url="http://fake") as http:
+        scored = [event["choices"][0] for event in await events(http, prompt_logprobs=1)]
+        plain = [event["choices"][0] for event in await events(http)]
+    assert [len(piece["text"]) for piece in scored] == [0, 2, 1, 1, 1]
+    assert len(scored[0]["prompt_logprobs"]) == 5
+    assert [len(piece["text"]) for piece in plain] == [2, 1, 1, 1]
 
 
 async def test_an_echo_with_fewer_logprobs_than_the_prompts_shows_its_own(

@@ -100,6 +100,13 @@ def test_the_prompt_comes_first_and_its_first_token_has_no_logprob() -> None:
     }
 
 
+def test_the_answer_begins_behind_a_prompt_that_ends_within_a_character() -> None:
+    writer = LogprobsWriter(TokenTexts(token_bytes), 0)
+    writer.add_prompt([1, 3], [entry(3)], token_bytes, "hello\ufffd")
+    writer.add([entry(2), entry(8)], output_bytes)
+    assert writer.take()["text_offset"] == [0, 5, 6, 12]
+
+
 @pytest.mark.parametrize(
     ("num_top", "top"),
     [

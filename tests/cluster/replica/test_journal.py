@@ -165,6 +165,28 @@ def test_an_attached_reader_gets_a_long_output_in_pieces() -> None:
     assert max(sizes) <= 1_000 + PIECE_TOKENS
 
 
+def test_an_attached_reader_of_many_pieces_gets_the_text_of_one() -> None:
+    ids = list("€".encode()) * 500  # most pieces end within a character
+    journal = make_journal(["zz"])
+    feed(journal, [ids], link.LENGTH)
+    whole = journal.take().text
+    journal.rewind(0)
+    text = ""
+    while journal.has_news:
+        text += journal.take(1).text
+    assert text == whole == "€" * 500
+
+
+def test_a_reader_that_lacks_nothing_but_the_end_gets_it() -> None:
+    journal = make_journal()
+    feed(journal, [b"hi"], link.LENGTH)
+    journal.take()
+    assert not journal.has_news
+    journal.rewind(2)
+    assert journal.has_news
+    assert journal.take().finish_reason == link.LENGTH
+
+
 def test_a_reader_that_has_some_of_the_prompts_logprobs_gets_the_others() -> None:
     journal = make_journal()
     prompt = entries_of(range(5))
