@@ -10,6 +10,8 @@ MAX_MATCH = 8
 """A longer match than this is not told from one of this length."""
 MAX_CANDIDATES = 32
 MAX_WAIT = 64
+_FIRST_BACKOFF = 8
+_DISTRUSTFUL = 4
 _NONE = 0
 
 
@@ -22,9 +24,11 @@ class PromptLookup:
 
     It drafts for as long as that pays. A draft accepted in full doubles the next one, up to
     `max_drafts`, and one that is refused for the most part shortens it to what was accepted and
-    is followed by a wait: 1 step, 2, 4, ... `MAX_WAIT` with each such draft, a quarter of it after
-    each full success. So rejected tokens are bounded by four times the accepted ones, plus 8, plus
-    one in `MAX_WAIT` + 1 steps; on a text that nothing foretells, that is what it costs.
+    is followed by a wait: twice as long with each such draft, up to `MAX_WAIT` steps, and a
+    quarter of that after each full success. It begins in the middle of this, and wherever the
+    next wait would be above `_DISTRUSTFUL` steps a match of a pair alone does not count. So
+    rejected tokens are bounded by four times the accepted ones, plus 4, plus one in
+    `MAX_WAIT` + 1 steps; on a text that nothing foretells, that is what it costs.
 
     Deterministic: a function of the token ids and of what was observed. Takes about 100 bytes a
     token, small beside the kilobytes of keys and values that a token takes.
@@ -33,7 +37,7 @@ class PromptLookup:
     def __init__(self, max_drafts: int) -> None:
         self._max_drafts = max_drafts
         self._num_drafts = min(1, max_drafts)
-        self._backoff = 0
+        self._backoff = _FIRST_BACKOFF
         self._num_waiting_steps = 0
         # A place is a number of tokens before it. The pair before place `i + MIN_MATCH` came
         # before at `_previous[i]`, and last at `_latest[pair]`.
@@ -82,8 +86,8 @@ class PromptLookup:
             latest[pair] = place
 
     def _find(self, token_ids: Sequence[int]) -> int:
-        """The place whose tokens before it match the last tokens best; `_NONE` if none does."""
-        best, best_length = _NONE, 0
+        """The place whose tokens before it match the last tokens best; `_NONE` if none counts."""
+        best, best_length = _NONE, MIN_MATCH - 1 if self._backoff < _DISTRUSTFUL else MIN_MATCH
         place = self._latest.get(_pair_before(token_ids, len(token_ids)), _NONE)
         for _ in range(MAX_CANDIDATES):
             if place == _NONE or best_length == MAX_MATCH:
