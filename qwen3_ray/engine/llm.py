@@ -189,7 +189,8 @@ class LLM:
             CheckpointError: the checkpoint's chat template is damaged.
             EngineError: the engine died.
         """
-        chats = [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        is_one = not messages or isinstance(messages, Mapping) or isinstance(messages[0], Mapping)
+        chats = [messages] if is_one else messages
         return self.generate(
             [self.chat_prompt(chat, **options) for chat in chats],  # type: ignore[arg-type]
             params,

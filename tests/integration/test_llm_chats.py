@@ -57,8 +57,9 @@ def test_the_last_message_of_a_chat_can_be_continued(llm: LLM) -> None:
 
 
 def test_chats_that_cannot_be_answered_are_refused(llm: LLM) -> None:
-    with pytest.raises(RequestError, match="at least one message"):
-        llm.chat([])
+    for bad in ([], QUESTION[0], "What is a dog?", [7], [[]]):
+        with pytest.raises(RequestError, match="list of at least one message"):
+            llm.chat(bad)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="message 1: must be an object with a role"):
         llm.chat([*QUESTION, {"content": "x"}])
     with pytest.raises(RequestError, match="2 of them for 1 prompts"):
