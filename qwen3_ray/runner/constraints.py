@@ -69,26 +69,31 @@ class Constraints:
         There are fewer where a draft may not follow, or ends the output.
 
         Raises:
-            RequestError: the output so far is not of the form that it must have.
+            RequestError: the output so far is not of the form that it must have, or the form is
+                too much to follow.
         """
-        masks: list[tuple[Int32s | None, bool]] = [(self._allowed, False)] * (1 + len(drafts))
+        masks: list[Int32s | None] = [self._allowed] * (1 + len(drafts))
         if self._grammar is not None:
-            masks = [
-                (self._and_allowed(mask), is_complete)
-                for mask, is_complete in self._grammar.masks(request, drafts)
-            ]
+            masks = [self._and_allowed(mask) for mask in self._grammar.masks(request, drafts)]
         return [
             RowEdits(
                 mask=mask,
                 bans=self._bans(request, drafts[:num_drafts]),
                 biases=self._biases,
                 seen=seen,
-                is_complete=is_complete,
             )
-            for num_drafts, ((mask, is_complete), seen) in enumerate(
+            for num_drafts, (mask, seen) in enumerate(
                 zip(masks, self._seen(request, drafts), strict=False)
             )
         ]
+
+    def is_complete(self) -> bool:
+        """Whether the form of the output is complete, and nothing but its end may follow.
+
+        Raises:
+            RequestError: the form is too much to follow.
+        """
+        return self._grammar is not None and self._grammar.is_complete
 
     def _and_allowed(self, mask: Int32s) -> Int32s:
         return mask if self._allowed is None else mask & self._allowed

@@ -14,22 +14,25 @@ from qwen3_ray.structured_outputs import StructuredOutputs
 
 
 class Matcher(Protocol):
-    """Follows one output through a grammar."""
+    """Follows one output through a grammar.
+
+    Each method may raise RequestError: the grammar is too much to follow.
+    """
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing but the end may follow."""
 
-    def fill_mask(self, mask: Int32s) -> None:
+    def fill_mask(self, mask: Int32s, /) -> None:
         """Set bit `i % 32` of word `i // 32` where id `i` may follow, and clear all others.
 
         End-of-text ids are allowed where the output may end.
         """
 
-    def accept(self, token_id: int) -> bool:
+    def accept(self, token_id: int, /) -> bool:
         """Go on after `token_id`; False, and no change, if it may not follow."""
 
-    def rollback(self, num_tokens: int) -> None:
+    def rollback(self, num_tokens: int, /) -> None:
         """Forget the last ones that were accepted."""
 
 
@@ -43,7 +46,7 @@ class Grammar(Protocol):
 class Grammars(Protocol):
     """Gives grammars; one that was compiled before comes at once."""
 
-    def compile(self, spec: StructuredOutputs) -> Grammar:
+    def compile(self, form: StructuredOutputs, /) -> Grammar:
         """The grammar of a form.
 
         Raises:
@@ -60,21 +63,26 @@ class GrammarMasks:
         self._num_words = num_words
         self._num_accepted = 0
 
-    def masks(self, request: RequestState, drafts: Sequence[int]) -> list[tuple[Int32s, bool]]:
-        """For what follows the request's tokens and each draft: a mask, and whether it is complete.
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but the end may follow the output."""
+        return self._matcher.is_complete
 
-        There are fewer than that where a draft may not follow, or ends the output.
+    def masks(self, request: RequestState, drafts: Sequence[int]) -> list[Int32s]:
+        """For what follows the request's tokens, and then each draft as if it were one of them.
+
+        There are fewer where a draft may not follow, or ends the output.
 
         Raises:
-            RequestError: the output so far is not of the form.
+            RequestError: the output so far is not of the form, or it is too much to follow.
         """
         self._accept_output(request)
         matcher, masks = self._matcher, []
         num_tried = 0
         for draft in (*drafts, None):
-            mask = np.zeros(self._num_words, np.int32)
+            mask = np.empty(self._num_words, np.int32)
             matcher.fill_mask(mask)
-            masks.append((mask, matcher.is_complete))
+            masks.append(mask)
             if draft is None or draft in self._eos_token_ids or not matcher.accept(draft):
                 break
             num_tried += 1

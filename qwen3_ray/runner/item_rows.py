@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from qwen3_ray.core.step import Sampled, ScheduledRequest
+from qwen3_ray.errors import RequestError
+from qwen3_ray.runner.constraints import Constraints
 from qwen3_ray.runner.logprobs import logprobs_of
 from qwen3_ray.runner.sampling_rows import NOTHING_ALLOWED, NUMERICAL_ERROR, Outcome
 
@@ -24,8 +26,8 @@ class ItemRows(NamedTuple):
     sampled: range
     problem: str | None
     """Why nothing can be sampled, whatever the logits are."""
-    is_complete: bool
-    """The form of the output is complete before this step."""
+    constraints: Constraints | None
+    """Of the request, if it has any."""
 
     def result(self, outcome: Outcome, token_ids: Sequence[int]) -> Sampled:
         """What the request gets; `token_ids` are those of `outcome`."""
@@ -34,7 +36,7 @@ class ItemRows(NamedTuple):
         if self.problem is not None:
             return Sampled(problem=self.problem)
         if self.sampled and token_ids[self.sampled[0]] == NOTHING_ALLOWED:
-            return Sampled(ended=True) if self.is_complete else Sampled(problem=_NOTHING_LEFT)
+            return self._without_token()
         params = self.item.request.params
         kept = self.sampled[: self._num_right(token_ids)]
         return Sampled(
@@ -42,6 +44,15 @@ class ItemRows(NamedTuple):
             logprobs=logprobs_of(outcome, kept, params.logprobs),
             prompt_logprobs=logprobs_of(outcome, self.prompt, params.prompt_logprobs),
         )
+
+    def _without_token(self) -> Sampled:
+        """Nothing is allowed: the output has ended if its form has."""
+        try:
+            if self.constraints is not None and self.constraints.is_complete():
+                return Sampled(ended=True)
+        except RequestError as error:
+            return Sampled(problem=str(error))
+        return Sampled(problem=_NOTHING_LEFT)
 
     def _num_right(self, token_ids: Sequence[int]) -> int:
         """How many rows to keep: drafts are right as long as they are what their row samples.

@@ -19,7 +19,6 @@ from qwen3_ray.runner.item_rows import ItemRows
 from qwen3_ray.runner.sampling_rows import (
     NO_EDITS,
     Outcome,
-    RowEdits,
     SamplingRows,
     SamplingRowsBuilder,
 )
@@ -80,23 +79,22 @@ class Sampler:
         for position in item.prompt_logprob_rows:
             builder.score(request.token_ids[position + 1], request.params.prompt_logprobs or 0)
         middle = len(builder)
-        problem, edits = None, [NO_EDITS] * item.num_sampled_rows
+        problem, constraints, edits = None, None, [NO_EDITS] * item.num_sampled_rows
         if item.samples and has_constraints(request.params):
             try:
-                edits = self._edits(item, builder.num_words)
+                constraints = self._constraints_of(request, builder.num_words)
+                edits = constraints.edits(request, request.draft_token_ids[: item.num_drafts])
             except RequestError as error:
                 problem, edits = str(error), []
         for num_drafts, row_edits in enumerate(edits):
             builder.sample(request, num_drafts, row_edits)
         for _ in range(item.num_sampled_rows - len(edits)):
             builder.skip()
-        is_complete = bool(edits) and edits[0].is_complete
         sampled = range(middle, len(builder))
-        return ItemRows(item, range(start, middle), sampled, problem, is_complete)
+        return ItemRows(item, range(start, middle), sampled, problem, constraints)
 
-    def _edits(self, item: ScheduledRequest, num_words: int) -> list[RowEdits]:
-        """Those of the item's sampled rows, as `Constraints.edits`."""
-        request = item.request
+    def _constraints_of(self, request: RequestState, num_words: int) -> Constraints:
+        """Raises RequestError: the output has a form that cannot be followed."""
         constraints = self._constraints.get(request)
         if constraints is None:
             constraints = Constraints(
@@ -106,7 +104,7 @@ class Sampler:
                 num_words=num_words,
             )
             self._constraints[request] = constraints
-        return constraints.edits(request, request.draft_token_ids[: item.num_drafts])
+        return constraints
 
     def _grammar_masks(self, request: RequestState, num_words: int) -> GrammarMasks | None:
         spec = request.params.structured_outputs

@@ -74,8 +74,6 @@ class RowEdits(NamedTuple):
     """[num_biases] of `BIAS`."""
     seen: Records = NOTHING_SEEN
     """[num_seen] of `SEEN`, each token once: what the penalties count."""
-    is_complete: bool = False
-    """The form of the output is complete: nothing but its end is allowed."""
 
 
 NO_EDITS = RowEdits()
