@@ -9,6 +9,7 @@ from qwen3_ray.engine.executor import Executor
 from qwen3_ray.engine.stats import EngineInfo, EngineStats
 from qwen3_ray.errors import RequestError
 from qwen3_ray.request import GenerateRequest, TokenDelta
+from qwen3_ray.text.grammar import GrammarCompiler
 
 
 class Engine:
@@ -23,8 +24,11 @@ class Engine:
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
+        """`grammars` are those that the executor follows; None if it cannot follow any."""
         self.info = info
+        self.grammars = grammars
         self._executor = executor
         self._kv = KVManager(
             num_blocks=executor.num_blocks,
@@ -115,6 +119,8 @@ class Engine:
     def close(self) -> None:
         """Let the executor's ranks end."""
         self._executor.close()
+        if self.grammars is not None:
+            self.grammars.close()
 
 
 def _num_prompt_tokens(item: ScheduledRequest) -> int:

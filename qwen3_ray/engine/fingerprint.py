@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-_PACKAGES = ("torch", "numba", "llvmlite", "triton")
+_PACKAGES = ("torch", "numba", "llvmlite", "triton", "llguidance")
 
 
 def numerics_fingerprint(parts: Mapping[str, str | int | bool]) -> str:

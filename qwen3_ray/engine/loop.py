@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from qwen3_ray.engine.compile_stage import CompileStage, refusal
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.stats import EngineInfo, EngineStats
 from qwen3_ray.errors import EngineError, RequestError
@@ -24,9 +25,11 @@ class _Inbox:
     requests: list[GenerateRequest] = field(default_factory=list)
     aborts: list[str] = field(default_factory=list)
     resets_prefix_cache: bool = False
+    has_compiled: bool = False
+    """Grammars have been compiled."""
 
     def __bool__(self) -> bool:
-        return bool(self.requests or self.aborts or self.resets_prefix_cache)
+        return bool(self.requests or self.aborts or self.resets_prefix_cache or self.has_compiled)
 
 
 class EngineLoop:
@@ -34,6 +37,7 @@ class EngineLoop:
 
     Every submitted request ends with exactly one finish reason in `on_step`: its own, `ABORT` when
     it was aborted or the loop stopped, `ERROR` when it could not be served or the engine died.
+    Requests whose output has a form reach the engine when their grammar is compiled.
 
     Args:
         build: builds the engine, in the step thread.
@@ -134,14 +138,21 @@ class EngineLoop:
         self._info = engine.info
         self._ready.set()
         failure: Exception | None = None
+        stage = CompileStage(engine.grammars, self._notice_compiled)
         try:
-            self._serve(engine)
+            self._serve(engine, stage)
         except Exception as error:
             failure = error
+        stage.close()
         self._end(failure, engine.stats())
         engine.close()
 
-    def _serve(self, engine: Engine) -> None:
+    def _notice_compiled(self) -> None:
+        with self._wake:
+            self._inbox.has_compiled = True
+            self._wake.notify()
+
+    def _serve(self, engine: Engine, stage: CompileStage) -> None:
         is_clean = True
         while True:
             inbox = self._take(wait=not engine.has_unfinished)
@@ -149,7 +160,7 @@ class EngineLoop:
                 return
             if inbox.resets_prefix_cache:
                 engine.reset_prefix_cache()
-            deltas = _add(engine, inbox.requests) + _abort(engine, inbox.aborts)
+            deltas = _add(engine, stage, inbox) + _abort(engine, stage, inbox.aborts)
             if engine.has_unfinished:
                 deltas += engine.step()
                 is_clean = False
@@ -158,6 +169,7 @@ class EngineLoop:
             if not is_clean and not engine.has_unfinished:
                 engine.check_integrity()
                 is_clean = True
+            stage.release(deltas)
             self._report(deltas, engine.stats())
 
     def _take(self, *, wait: bool) -> _Inbox | None:
@@ -194,27 +206,22 @@ class EngineLoop:
         self._ready.set()
 
 
-def _add(engine: Engine, requests: Sequence[GenerateRequest]) -> list[TokenDelta]:
-    """Queue requests; a delta for each that the engine refuses."""
-    refused = []
-    for request in requests:
+def _add(engine: Engine, stage: CompileStage, inbox: _Inbox) -> list[TokenDelta]:
+    """Queue requests that are ready to run; a delta for each that is refused."""
+    compiled, failed = stage.take()
+    passed, refused = stage.add(inbox.requests)
+    deltas = failed + refused
+    for request in compiled + passed:
         try:
             engine.add_request(request)
         except RequestError as error:
-            refused.append(
-                TokenDelta(
-                    request_id=request.request_id,
-                    finish_reason=FinishReason.ERROR,
-                    error=error.message,
-                    error_param=error.param,
-                )
-            )
-    return refused
+            deltas.append(refusal(request.request_id, error))
+    return deltas
 
 
-def _abort(engine: Engine, request_ids: Sequence[str]) -> list[TokenDelta]:
+def _abort(engine: Engine, stage: CompileStage, request_ids: Sequence[str]) -> list[TokenDelta]:
     return [
         TokenDelta(request_id=request_id, finish_reason=FinishReason.ABORT)
         for request_id in request_ids
-        if engine.abort_request(request_id)
+        if stage.abort(request_id) or engine.abort_request(request_id)
     ]

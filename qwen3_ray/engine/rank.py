@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
 from qwen3_ray.engine.startup import Rank, start_rank
 from qwen3_ray.engine.stats import EngineInfo
-from qwen3_ray.errors import Qwen3RayError
+from qwen3_ray.errors import Qwen3RayError, RequestError
 from qwen3_ray.model.weights import weights_manifest
 from qwen3_ray.runner.sampler import METHOD, Sampler
-from qwen3_ray.text.tokenizer import find_tokenizer
+from qwen3_ray.text.grammar import GrammarCompiler
+from qwen3_ray.text.tokenizer import Tokenizer, find_tokenizer
 
 __all__ = ["LoadProgress", "build_engine", "serve_rank"]
 
@@ -63,10 +65,13 @@ def build_engine(
         check_peers=check_peers,
     )
     rank = start_rank(config, rendezvous, on_progress)
+    tokenizer = None if config.skip_tokenizer_init else find_tokenizer(config.model_dir)
+    grammars = _grammars(tokenizer, rank)
     sampler = Sampler(
-        num_valid_token_ids=_num_valid_token_ids(config, rank),
+        num_valid_token_ids=_num_valid_token_ids(tokenizer, rank),
         device=rank.device,
         eos_token_ids=rank.model_config.eos_token_ids,
+        grammars=grammars,
     )
     executor = GroupExecutor(
         control=rank.control,
@@ -85,6 +90,7 @@ def build_engine(
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
         num_speculative_tokens=_num_speculative_tokens(config, rank),
+        grammars=grammars,
     )
 
 
@@ -116,11 +122,21 @@ def _num_speculative_tokens(config: EngineConfig, rank: Rank) -> int:
     return 4 if rank.row_plan.exact else 0
 
 
-def _num_valid_token_ids(config: EngineConfig, rank: Rank) -> int:
+def _num_valid_token_ids(tokenizer: Tokenizer | None, rank: Rank) -> int:
     """Models have more logits than their tokenizer has tokens; those mean nothing."""
-    tokenizer = None if config.skip_tokenizer_init else find_tokenizer(config.model_dir)
     vocab_size = rank.model_config.vocab_size
     return vocab_size if tokenizer is None else min(tokenizer.num_tokens, vocab_size)
+
+
+def _grammars(tokenizer: Tokenizer | None, rank: Rank) -> GrammarCompiler | None:
+    """What compiles the forms of outputs; forms are of text, so a model without text has none."""
+    if tokenizer is None:
+        return None
+    config = rank.model_config
+    grammars = GrammarCompiler(tokenizer, config.eos_token_ids, config.vocab_size)
+    with suppress(RequestError):  # without the library, each request with a form is refused
+        grammars.load()
+    return grammars
 
 
 def _engine_info(config: EngineConfig, rank: Rank) -> EngineInfo:

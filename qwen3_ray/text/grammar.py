@@ -63,7 +63,6 @@ class GrammarCompiler:
                 self._vocabulary = GrammarVocabulary(
                     self._tokenizer, self._eos_token_ids, self._vocab_size
                 )
-                self._checker.start()
             return self._vocabulary
 
     def find(self, spec: StructuredOutputs) -> Grammar | None:

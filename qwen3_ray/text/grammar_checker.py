@@ -32,12 +32,10 @@ class GrammarChecker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        # Below: guarded by `_lock`.
+        self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
         self._is_closed = False
-
-    def start(self) -> None:
-        """Have a process ready, or on its way, for the next form."""
-        self._keep(_Worker())
 
     def lark_of(self, form: StructuredOutputs) -> str:
         """The form's grammar, tried out, as llguidance takes it.
@@ -45,34 +43,46 @@ class GrammarChecker:
         Raises:
             RequestError: it is no grammar, or too much for the library.
         """
-        with self._lock:
-            worker = self._idle.pop() if self._idle else None
-        worker = worker or _Worker()
+        worker = self._take()
         try:
             answer = worker.ask(form)
         except BaseException:
-            worker.close()
-            self.start()
+            self._replace(worker)
             raise
-        self._keep(worker)
+        with self._lock:
+            self._idle.append(worker)
         if "error" in answer:
             raise RequestError("structured_outputs", answer["error"])
         return answer["lark"]
 
     def close(self) -> None:
-        """End the processes that do nothing now, and the others once they are done."""
+        """End the processes, those at work too: what they were asked is refused."""
         with self._lock:
             self._is_closed = True
+            for worker in self._workers:
+                worker.kill()
             workers, self._idle = self._idle, []
         for worker in workers:
             worker.close()
 
-    def _keep(self, worker: _Worker) -> None:
+    def _take(self) -> _Worker:
         with self._lock:
-            if not self._is_closed:
-                self._idle.append(worker)
-                return
+            return self._idle.pop() if self._idle else self._start()
+
+    def _start(self) -> _Worker:
+        if self._is_closed:
+            raise RequestError("structured_outputs", "cannot be served: the engine has stopped")
+        worker = _Worker()
+        self._workers.add(worker)
+        return worker
+
+    def _replace(self, worker: _Worker) -> None:
+        """Give a worker up; the next one starts while nobody waits for it."""
         worker.close()
+        with self._lock:
+            self._workers.discard(worker)
+            if not self._is_closed:
+                self._idle.append(self._start())
 
 
 class _Worker:
@@ -124,8 +134,12 @@ class _Worker:
             ) from error
         self._is_ready = True
 
+    def kill(self) -> None:
+        """End the process, whatever it does; `close` must follow."""
+        self._process.kill()
+
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, if it lives, and let go of its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

@@ -166,11 +166,24 @@ def test_forms_are_tried_out_side_by_side(checker: GrammarChecker) -> None:
     assert len(set(larks)) == 4
 
 
-def test_workers_end_with_the_checker() -> None:
-    checker = GrammarChecker()
-    checker.lark_of(EASY)
+def test_workers_end_with_the_checker_and_so_does_what_they_do(checker: GrammarChecker) -> None:
     process = checker._idle[0]._process
+    os.kill(process.pid, signal.SIGSTOP)
+    errors: list[RequestError] = []
+
+    def ask() -> None:
+        with pytest.raises(RequestError) as caught:
+            checker.lark_of(EASY)
+        errors.append(caught.value)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while checker._idle:
+        time.sleep(0.001)
     checker.close()
+    thread.join(LIMIT_S)
+    assert len(errors) == 1
     assert process.poll() is not None
-    assert "start: " in checker.lark_of(EASY)  # one that was under way
     assert checker._idle == []
+    with pytest.raises(RequestError, match="has stopped"):
+        checker.lark_of(EASY)
