@@ -50,6 +50,9 @@ class Gain:
     num_tokens: int
     num_steps: tuple[int, int]
     """Decode steps with drafts, and without."""
+    num_drafts: int
+    """Rows that verified a guess."""
+    num_accepted: int
     seconds: tuple[float, float]
     is_equal: bool
     """Whether all outputs were the same."""
@@ -87,11 +90,13 @@ def measure(engines: tuple[Engine, Engine], work: Work, *, num_rounds: int) -> G
     is_equal = True
     for round_ in range(num_rounds + 1):
         outputs = []
+        before = engines[0].stats()
         for index in (0, 1) if round_ % 2 else (1, 0):
             timing, output = generate(engines[index], work.prompts, work.params)
             outputs.append(output)
             timings[index].append(timing)
         is_equal &= outputs[0] == outputs[1]
+    after = engines[0].stats()
     with_drafts, without = (
         statistics.median(timing.seconds for timing in one[1:]) for one in timings
     )
@@ -99,6 +104,8 @@ def measure(engines: tuple[Engine, Engine], work: Work, *, num_rounds: int) -> G
         work.name,
         sum(map(len, outputs[0])),
         (timings[0][-1].num_steps, timings[1][-1].num_steps),
+        after.num_draft_tokens - before.num_draft_tokens,
+        after.num_accepted_tokens - before.num_accepted_tokens,
         (with_drafts, without),
         is_equal,
     )
@@ -134,13 +141,14 @@ def print_table(gains: Sequence[Gain]) -> None:
     """One line for each work: with drafts, without, and the ratios."""
     print(
         f"{'work':20} {'tokens':>7} {'steps':>6} {'without':>8} {'ratio':>6} "
-        f"{'ms':>8} {'without':>8} {'ratio':>6}"
+        f"{'drafts':>6} {'right':>6} {'ms':>8} {'without':>8} {'ratio':>6}"
     )
     for gain in gains:
         steps, seconds = gain.num_steps, gain.seconds
         print(
             f"{gain.name:20} {gain.num_tokens:7} {steps[0]:6} {steps[1]:8} "
-            f"{gain.fewer_steps:6.2f} {seconds[0] * 1e3:8.1f} {seconds[1] * 1e3:8.1f} "
+            f"{gain.fewer_steps:6.2f} {gain.num_drafts:6} {gain.num_accepted:6} "
+            f"{seconds[0] * 1e3:8.1f} {seconds[1] * 1e3:8.1f} "
             f"{gain.speed:6.3f}{'' if gain.is_equal else '  OUTPUTS DIFFER'}"
         )
 
