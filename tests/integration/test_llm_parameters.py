@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers
 
-from qwen3_ray import LLM, Logprob, RequestOutput, SamplingParams
+from qwen3_ray import LLM, Logprob, RequestOutput, SamplingParams, StructuredOutputs
 from qwen3_ray.config import DEMO_MODEL_DIR
+from qwen3_ray.errors import RequestError
 
 PROMPT = "Mr. Darcy looked at her and"
 CLOSE = 5e-3  # weights are packed to fp16
@@ -163,3 +164,28 @@ def test_an_answer_does_not_end_before_its_least_tokens(llm: LLM) -> None:
     assert short.finish_reason == "stop"
     assert len(longer.token_ids) > least - 1
     assert longer.token_ids[: len(short.token_ids) - 1] == short.token_ids[:-1]
+
+
+def test_a_form_that_no_text_has_is_the_request_s_fault(llm: LLM) -> None:
+    params = greedy(structured_outputs=StructuredOutputs(regex="("))
+    for call in (lambda: llm.generate(PROMPT, params), lambda: list(llm.stream(PROMPT, params))):
+        with pytest.raises(RequestError) as info:
+            call()
+        assert info.value.param == "structured_outputs"
+    assert llm.generate(PROMPT, greedy(3))[0].outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True], ids=["model ends", "form ends"])
+def test_an_answer_has_the_form_that_is_asked_for(llm: LLM, ignore_eos: bool) -> None:
+    """Whole, also where the form's end ends it and no end-of-text token follows."""
+    form = StructuredOutputs(choice=["yes", "no"])
+    params = SamplingParams(
+        seed=1, max_tokens=30, structured_outputs=form, ignore_eos=ignore_eos, logprobs=1
+    )
+    answer = llm.generate(PROMPT, params)[0].outputs[0]
+    assert answer.text in ("yes", "no")
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", None)
+    assert len(answer.logprobs or []) == len(answer.token_ids)
+    assert llm.tokenizer is not None
+    ends = llm.tokenizer.decode(answer.token_ids, skip_special_tokens=False) != answer.text
+    assert ends is not ignore_eos
