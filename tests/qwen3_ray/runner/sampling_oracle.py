@@ -14,6 +14,8 @@ from qwen3_ray.sampling_params import SamplingParams
 
 CLOSE = 1e-9
 """Where sums come this near to a border, the order of additions may decide."""
+TOO_CLOSE = -1
+"""Stands for a token that cannot be told."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ def keep(logits: dict[int, float], params: SamplingParams) -> Kept:
 
 
 def next_token(logits: Sequence[float], context: Context) -> int | None:
-    """The token that follows; None if no token may, and -1 if it is too close to tell."""
+    """The token that follows; None if no token may, and `TOO_CLOSE` where that is so."""
     left, params = edited(logits, context), context.params
     if not left:
         return None
@@ -102,10 +104,10 @@ def next_token(logits: Sequence[float], context: Context) -> int | None:
     for i, probability in kept.probabilities.items():
         running += probability
         if abs(running - share) < CLOSE or kept.is_close:
-            return -1
+            return TOO_CLOSE
         if running > share:
             return i
-    return -1
+    return TOO_CLOSE
 
 
 def logprobs(logits: Sequence[float], token_id: int, num_top: int) -> TokenLogprobs:

@@ -48,6 +48,15 @@ def test_a_bad_word_begins_in_the_output() -> None:
     assert set(words.bans([4, 1])) == {5, 2, 6}
 
 
+def test_the_prompt_s_end_begins_no_bad_word() -> None:
+    params = SamplingParams(bad_words_token_ids=[[1, 2], [3, 4, 5]])
+    request = RequestState("a", [9, 3, 1], 3, params)
+    constraints = Constraints(request, eos_token_ids=frozenset(), grammar=None, num_words=1)
+    assert [row.bans for row in constraints.edits(request, [4, 1, 7])] == [(), (), (2,), ()]
+    request.token_ids += [3, 4]
+    assert [row.bans for row in constraints.edits(request, [1])] == [(5,), (2,)]
+
+
 def test_a_request_s_edits_grow_with_it_and_drafts_leave_no_trace() -> None:
     params = SamplingParams(frequency_penalty=1, repetition_penalty=2, max_tokens=9, min_tokens=2)
     request = RequestState("a", [1, 2, 3], 2, params)

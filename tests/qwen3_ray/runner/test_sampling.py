@@ -63,6 +63,7 @@ def test_greedy_takes_the_largest_logit_and_the_lowest_id_of_equals(
         ([1.0, 2.0, 3.0], {"top_p": 1e-9}, {2}),
         ([3.0, 1.0, 3.0], {"min_p": 1.0}, {0, 2}),
         ([3.0, 1.0, 3.0], {"min_p": 1.0, "top_k": 1}, {0}),
+        ([0.0, -1.5, -3.0], {"min_p": 0.3}, {0, 1}),  # at a temperature of 2
         ([0.0, 0.0, -20.0], {"min_p": 0.01, "top_p": 0.5}, {0}),
         ([0.0] * 2000, {"top_k": 3}, {0, 1, 2}),  # fewer than the kernel has blocks
         ([0.0] * 2000, {"top_k": 9, "top_p": 0.34}, {0, 1, 2, 3}),

@@ -31,6 +31,7 @@ def chi_square(counts: NDArray[np.int64], expected: NDArray[np.float64]) -> floa
         {"top_p": 0.8},
         {"top_k": 8, "top_p": 0.8},
         {"min_p": 0.2},
+        {"min_p": 0.2, "temperature": 2},
         {"repetition_penalty": 1.5, "presence_penalty": 0.4, "frequency_penalty": 0.3},
         {"logit_bias": {1: 2.0, 3: -1.0}, "temperature": 0.8},
         {"allowed_token_ids": [1, 4, 5, 8]},
