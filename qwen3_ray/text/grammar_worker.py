@@ -31,6 +31,7 @@ _NUM_WALK_BYTES = 32
 def main() -> None:
     """Answer until stdin ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tokenizer = llguidance.LLTokenizer("byte")
     os.nice(_NICENESS)
     sys.stdout.write("{}\n")  # ready
