@@ -70,7 +70,10 @@ class Sampled(NamedTuple):
     """What a step gave one of its requests."""
 
     token_ids: tuple[int, ...] = ()
-    """The drafts that were right and the token after them; empty if the request samples none."""
+    """The drafts that were right and the token after them; empty if the request samples none.
+
+    Where none could be sampled after a draft, that draft is the last one.
+    """
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each of `token_ids`, if the request wants them."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
@@ -81,8 +84,12 @@ class Sampled(NamedTuple):
     """The form that the output must have is complete, and no token may follow."""
 
     def count_accepted(self, draft_token_ids: Sequence[int]) -> int:
-        """How many of the drafts, from the first one on, were right."""
+        """How many of the drafts, from the first one on, were right.
+
+        The last token is none of them, even where it is a draft after which nothing could be
+        sampled: it is what the next step begins with.
+        """
         if not draft_token_ids:
             return 0
-        pairs = zip(draft_token_ids, self.token_ids, strict=False)
+        pairs = zip(draft_token_ids, self.token_ids[:-1], strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from qwen3_ray.core.drafting import MAX_DECODE_ROWS
 from qwen3_ray.core.request_state import RequestState
-from qwen3_ray.core.step import Sampled
+from qwen3_ray.core.step import Sampled, Step
 from qwen3_ray.request import FinishReason, GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
 from tests.qwen3_ray.core.rig import EOS, Guesses, Rig, make_request, next_token, oracle
@@ -213,6 +213,21 @@ def test_computed_tokens_are_the_known_ones_and_the_right_guesses(num_accepted: 
     assert request.num_computed_tokens == 7 + num_accepted
     assert request.draft_token_ids == []
     rig.scheduler.check_integrity()
+
+
+def test_a_guess_after_which_nothing_could_be_sampled_is_where_the_next_step_begins() -> None:
+    rig = Rig(num_speculative_tokens=2, make_lookup=Right)
+    rig.scheduler.add(make_request("a", 6, LONG))
+    rig.step()
+    step = rig.scheduler.schedule()
+    request = step.scheduled[0].request
+    rig.scheduler.commit(step, [Sampled(tuple(request.draft_token_ids))])
+    assert (request.num_tokens, request.num_computed_tokens) == (9, 8)
+    rig.scheduler.check_integrity()
+    (item,) = rig.scheduler.schedule().scheduled
+    assert item.samples
+    (delta,) = rig.scheduler.commit(Step((item,)), [Sampled(ended=True)])
+    assert (delta.token_ids, delta.finish_reason) == ((), FinishReason.STOP)
 
 
 def test_a_plan_with_guesses_that_was_not_committed_leaves_no_trace() -> None:

@@ -39,7 +39,9 @@ def step_of(
     (result,) = sampler.sample(torch.from_numpy(np.stack(rows)), Step((item,)))
     assert len(result.token_ids) <= 1 + len(drafts)
     request.token_ids.extend(result.token_ids)
-    request.num_computed_tokens += len(result.token_ids)
+    if result.problem is None:
+        request.num_computed_tokens += 1 + result.count_accepted(drafts)
+        assert request.num_pending_tokens == 1
     return result.token_ids, result.logprobs, result.problem
 
 

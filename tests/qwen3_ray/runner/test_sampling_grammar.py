@@ -92,13 +92,16 @@ def make_request(output: Sequence[int] = (), **fields: object) -> RequestState:
 def step(sampler: Sampler, request: RequestState, drafts: Sequence[int] = ()) -> Sampled:
     """One step, its tokens appended; the logits depend on the position."""
     num_known = request.num_tokens
-    request.num_computed_tokens = num_known - 1
+    if request.num_computed_tokens == 0:
+        request.num_computed_tokens = num_known - 1
+    assert request.num_pending_tokens == 1
     request.draft_token_ids = list(drafts)
     rows = [np.random.default_rng(num_known + i).normal(size=VOCAB) for i in range(len(drafts) + 1)]
     logits = torch.from_numpy(np.stack(rows).astype(np.float32))
     item = ScheduledRequest(request, 1 + len(drafts), len(drafts))
     (sampled,) = sampler.sample(logits, Step((item,)))
     request.token_ids.extend(sampled.token_ids)
+    request.num_computed_tokens += 1 + sampled.count_accepted(drafts)
     return sampled
 
 
