@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +12,25 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from qwen3_ray.sampling_params import SamplingParams
+from qwen3_ray.structured_outputs import StructuredOutputs
 from tests.exactness.rig import ALL, MAX_MODEL_LEN, Answer, Arrival, Rig, Schedule, Spec
 
 CHUNKS = (1, 7, 16, 64, ALL)
 BATCHES = (1, 2, 5, 17)
 PROMPT_LENS = (1, 7, 31, 32, 33, 64, 70, 101)
 """Around the borders of blocks."""
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 30},
+            "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 2},
+            "size": {"type": "integer"},
+        },
+        "required": ["name", "tags", "size"],
+        "additionalProperties": False,
+    }
+)
 RANDOM = partial(
     settings,
     deadline=None,
@@ -25,18 +39,29 @@ RANDOM = partial(
 
 
 def make_specs(vocab_size: int, num_output_tokens: int) -> list[Spec]:
+    """One of each kind of sampling, in the order of `KINDS`."""
+    return _specs(vocab_size, list(make_params(vocab_size, num_output_tokens).values()))
+
+
+def make_specs_with_forms(vocab_size: int, num_output_tokens: int) -> list[Spec]:
+    """The same and outputs of given forms, for models that have a tokenizer."""
+    kinds = list(make_params(vocab_size, num_output_tokens).values())
+    return _specs(vocab_size, [*kinds, *make_forms(num_output_tokens).values()])
+
+
+def _specs(vocab_size: int, kinds: Sequence[SamplingParams]) -> list[Spec]:
     """Deterministic; prompts begin alike in part, repeat themselves, or are random."""
     rng = random.Random(vocab_size)
     shared = [rng.randrange(1, vocab_size) for _ in range(64)]
     specs = []
-    for index, (name, params) in enumerate(make_params(vocab_size, num_output_tokens).items()):
+    for index, params in enumerate(kinds):
         length = PROMPT_LENS[index % len(PROMPT_LENS)]
         prompt = [rng.randrange(1, vocab_size) for _ in range(length)]
         if index % 3 == 1:
             prompt = shared[: 32 * (1 + index % 2)] + prompt[:40]
         if index % 3 == 2:
             prompt = (prompt[:5] * length)[:length]
-        assert len(prompt) + num_output_tokens <= MAX_MODEL_LEN, name
+        assert len(prompt) + (params.max_tokens or 0) <= MAX_MODEL_LEN
         specs.append(Spec(tuple(prompt), params))
     return specs
 
@@ -84,6 +109,19 @@ def make_params(vocab_size: int, num_output_tokens: int) -> dict[str, SamplingPa
         ),
         "short": replace(greedy, max_tokens=1, logprobs=1),
         "prompt only": replace(greedy, max_tokens=0, prompt_logprobs=1),
+    }
+
+
+def make_forms(num_output_tokens: int) -> dict[str, SamplingParams]:
+    """Forms that an output may need many tokens for, and forms that end early."""
+    greedy = SamplingParams(temperature=0.0, max_tokens=num_output_tokens, seed=0, logprobs=2)
+    drawn = replace(greedy, temperature=1.0, seed=20)
+    schema = StructuredOutputs(json=SCHEMA)
+    return {
+        "schema, greedy": replace(greedy, structured_outputs=schema),
+        "schema, random": replace(drawn, structured_outputs=schema, repetition_penalty=1.1),
+        "regex": replace(drawn, structured_outputs=StructuredOutputs(regex="([a-z]{1,6} ){2,9}x")),
+        "choice": replace(drawn, structured_outputs=StructuredOutputs(choice=("a", "abc", "xyz"))),
     }
 
 

@@ -14,7 +14,7 @@ from qwen3_ray.core.scheduler import Scheduler
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.text.tokenizer import find_tokenizer
 from tests.exactness.rig import ALL, Answer, Arrival, Rig, Schedule, Spec
-from tests.exactness.specs import KINDS, assert_same, make_specs
+from tests.exactness.specs import KINDS, assert_same, make_forms, make_specs, make_specs_with_forms
 
 NUM_OUTPUT_TOKENS = 40
 MAX_DRAFTS = 4
@@ -80,6 +80,16 @@ def test_right_and_wrong_drafts_leave_no_trace(tiny: Rig, index: int) -> None:
         assert_same(answer, truth, spec)
     assert oracle.num_right >= 5
     assert oracle.num_wrong >= 5
+
+
+@pytest.mark.parametrize("index", range(4), ids=list(make_forms(1)))
+def test_nor_do_drafts_of_an_output_of_a_form(demo: Rig, index: int) -> None:
+    """A draft that the form forbids, or that follows its end, is never taken."""
+    spec = make_specs_with_forms(demo.info.vocab_size, NUM_OUTPUT_TOKENS)[len(KINDS) + index]
+    truth = demo.alone(spec)
+    oracle = Oracle([(*spec.prompt, *truth.token_ids)], demo.info.vocab_size)
+    (answer,) = run(demo, [spec], oracle)
+    assert_same(answer, truth, spec)
 
 
 def test_a_repetitive_text_takes_fewer_steps_and_stays_what_it_is(demo: Rig) -> None:

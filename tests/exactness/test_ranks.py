@@ -14,7 +14,14 @@ from qwen3_ray.config import DEMO_MODEL_DIR
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.testing_models import TINY_MODEL, make_checkpoint, run_ranks
 from tests.exactness.rig import ALL, Arrival, Rig, Schedule, running
-from tests.exactness.specs import RANDOM, assert_exact, assert_same, examples, make_specs
+from tests.exactness.specs import (
+    RANDOM,
+    assert_exact,
+    assert_same,
+    examples,
+    make_specs,
+    make_specs_with_forms,
+)
 
 NUM_OUTPUT_TOKENS = 16
 SHAPE_OF_3 = replace(TINY_MODEL, num_heads=6, num_kv_heads=3, intermediate_size=96, hidden_size=192)
@@ -29,7 +36,7 @@ def pair() -> Iterator[Rig]:
 @RANDOM(max_examples=5)
 @given(data=st.data())
 def test_two_ranks_give_each_what_it_gets_alone(pair: Rig, data: st.DataObject) -> None:
-    specs = make_specs(pair.info.vocab_size, NUM_OUTPUT_TOKENS)
+    specs = make_specs_with_forms(pair.info.vocab_size, NUM_OUTPUT_TOKENS)
     assert_exact(pair, data.draw(examples(specs, pair)))
 
 

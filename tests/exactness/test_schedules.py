@@ -16,7 +16,9 @@ from tests.exactness.specs import (
     assert_exact,
     assert_same,
     examples,
+    make_forms,
     make_specs,
+    make_specs_with_forms,
 )
 
 NUM_OUTPUT_TOKENS = 40
@@ -73,6 +75,20 @@ def test_a_request_is_resumed_at_each_of_64_positions(tiny: Rig, index: int) -> 
         assert_same(answers[str(made)], truth.after(made), (spec, made))
 
 
+@pytest.mark.parametrize("index", range(4), ids=list(make_forms(1)))
+def test_an_output_of_a_form_is_resumed_at_each_position(demo: Rig, index: int) -> None:
+    spec = make_specs_with_forms(demo.info.vocab_size, NUM_OUTPUT_TOKENS)[len(KINDS) + index]
+    truth = demo.alone(spec)
+    assert truth.token_ids
+    arrivals = [
+        Arrival(spec.request(str(made), truth.token_ids[:made]), at_step=made // 8)
+        for made in range(len(truth.token_ids))
+    ]
+    answers, _ = demo.run(Schedule(max_num_batched_tokens=64, max_num_seqs=16), arrivals)
+    for made in range(len(truth.token_ids)):
+        assert_same(answers[str(made)], truth.after(made), (spec, made))
+
+
 def test_fast_numerics_differ_somewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The control: were the engine exact without its measures, the tests would show nothing."""
     model_dir = make_checkpoint(tmp_path_factory.mktemp("tiny"))
@@ -95,7 +111,7 @@ def test_any_schedule_gives_each_what_it_gets_alone(tiny: Rig, data: st.DataObje
 @RANDOM(max_examples=6)
 @given(data=st.data())
 def test_any_schedule_of_a_trained_model_does(demo: Rig, data: st.DataObject) -> None:
-    specs = make_specs(demo.info.vocab_size, NUM_OUTPUT_TOKENS)
+    specs = make_specs_with_forms(demo.info.vocab_size, NUM_OUTPUT_TOKENS)
     assert_exact(demo, data.draw(examples(specs, demo)))
 
 
