@@ -5,11 +5,15 @@ Shares its server with test_serve.py, which stops it.
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
+import grpc
+import jsonschema
 import pytest
 
-from protos.v1.generate_pb2 import GenerateRequest, TokenIds
+from protos.v1.generate_pb2 import GenerateRequest, StructuredOutputs, TokenIds
 from protos.v1.generate_pb2 import SamplingParams as WireParams
 from protos.v1.generate_pb2_grpc import GenerateServiceStub
 from tests.integration.server import Server
@@ -151,6 +155,52 @@ def test_what_ends_an_output_is_as_asked(server: Server) -> None:
     echoed = choice_of(server, **GREEDY, truncate_prompt_tokens=2, echo=True)
     assert echoed["text"].startswith(" her and")
     assert len(echoed["prompt_token_ids"]) == 2
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Emma", "Jane"]}, "sisters": {"enum": [0, 1, 2]}},
+    "required": ["name", "sisters"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_that_must_be_json_is_what_its_schema_says(
+    server: Server, stub: GenerateServiceStub
+) -> None:
+    sampling = {"n": 2, "seed": 3, "temperature": 0.8, "top_p": 0.95, "max_tokens": 200}
+    compact = {"disable_any_whitespace": True}
+    choices = choices_of(server, **sampling, structured_outputs={"json": SCHEMA, **compact})
+    for choice in choices:
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
+        jsonschema.validate(json.loads(choice["text"]), SCHEMA)
+    form = StructuredOutputs(json=json.dumps(SCHEMA), **compact)
+    request = GenerateRequest(
+        prompt=PROMPT, sampling=WireParams(**sampling, structured_outputs=form)
+    )
+    response = stub.Generate(request, timeout=60)
+    assert [choice.text for choice in response.choices] == [choice["text"] for choice in choices]
+
+
+def test_an_answer_has_the_form_it_must_have(server: Server) -> None:
+    assert choice_of(server, **GREEDY, guided_choice=["yes", "no"])["text"] in {"yes", "no"}
+    assert re.fullmatch("[0-9]{3}", choice_of(server, **GREEDY, regex="[0-9]{3}")["text"])
+    grammar = choice_of(server, **GREEDY, ebnf='root ::= "a" ("b" | "c") "d"')
+    assert grammar["text"] in {"abd", "acd"}
+    assert grammar["finish_reason"] == "stop"
+
+
+def test_a_form_that_is_none_is_refused_by_name(server: Server, stub: GenerateServiceStub) -> None:
+    answer = server.post({"prompt": PROMPT, "structured_outputs": {"regex": "(a"}})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "structured_outputs"
+    request = GenerateRequest(
+        prompt=PROMPT, sampling=WireParams(structured_outputs=StructuredOutputs(regex="(a"))
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Generate(request, timeout=60)
+    assert caught.value.code().name == "INVALID_ARGUMENT"
+    assert "structured_outputs" in caught.value.details()
 
 
 @pytest.mark.parametrize(
