@@ -1,7 +1,8 @@
 """Numba's compiler, with its disk cache where the user may write. Kernels take `njit` from here.
 
-The folder's name is a hash of all kernel sources: Numba itself notices an edit only by the time
-and size of the file, which an installed wheel or a copied image need not change.
+The folder's name is a hash of all kernel sources and of those whose constants they take: Numba
+itself notices an edit only by the time and size of the file, which an installed wheel or a copied
+image need not change.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def choose_cache_dir() -> Path:
     """
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for source in sorted(package.glob("*/numba_*.py")):
+    constants = (package / "runner" / name for name in ("philox.py", "sampling_rows.py"))
+    for source in (*sorted(package.glob("*/numba_*.py")), *constants):
         digest.update(source.read_bytes())
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
