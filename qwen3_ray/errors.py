@@ -13,7 +13,7 @@
     |-- RequestAbortedError        the request was cancelled
     `-- EngineError                the engine failed while it computed
 
-The ingress maps a class to an HTTP and a gRPC status along its MRO (`cluster.ingress.wire`).
+The ingress maps a class to an HTTP and a gRPC status along its MRO (`cluster.ingress.statuses`).
 """
 
 
