@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -102,7 +103,7 @@ class SamplingParams:
             _check_range(name, getattr(self, name), low, high)
         if self.top_p == 0.0:
             raise RequestError("top_p", "must be greater than 0, got 0")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+        if not 0 < self.repetition_penalty <= sys.float_info.max:
             raise RequestError(
                 "repetition_penalty",
                 f"must be a finite number greater than 0, got {self.repetition_penalty}",
@@ -189,7 +190,7 @@ class SamplingParams:
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:  # NaN is refused, too
         raise RequestError(name, f"must be a finite number from {low:g} to {high:g}, got {value}")
 
 
@@ -199,5 +200,5 @@ def _check_unicode(name: str, text: str) -> None:
 
 
 def _clamp(bias: float) -> float:
-    """NaN stays NaN, to be refused."""
-    return bias if math.isnan(bias) else max(-MAX_BIAS, min(MAX_BIAS, bias))
+    """NaN, of which nothing is less or greater, stays NaN, to be refused."""
+    return min(max(bias, -MAX_BIAS), MAX_BIAS)

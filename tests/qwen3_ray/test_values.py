@@ -117,6 +117,8 @@ def test_sampling_params_take_the_whole_range(name: str, value: object) -> None:
         ("temperature", math.inf, "from 0 to 2, got inf"),
         ("temperature", -0.1, "from 0 to 2, got -0.1"),
         ("temperature", 2.1, "from 0 to 2, got 2.1"),
+        ("temperature", 10**400, "from 0 to 2, got 1000"),
+        ("repetition_penalty", 10**400, "finite"),
         ("top_p", math.nan, "from 0 to 1, got nan"),
         ("top_p", 0.0, "greater than 0"),
         ("top_p", -0.5, "from 0 to 1, got -0.5"),
@@ -172,7 +174,7 @@ def test_stop_is_a_tuple_however_it_is_given() -> None:
 
 
 def test_a_bias_is_clamped_and_several_greedy_answers_are_refused() -> None:
-    assert SamplingParams(logit_bias={1: 1000.0, 2: -math.inf}).logit_bias == {1: 100.0, 2: -100.0}
+    assert SamplingParams(logit_bias={1: 10**400, 2: -math.inf}).logit_bias == {1: 100.0, 2: -100.0}
     with pytest.raises(RequestError, match="temperature 0") as info:
         SamplingParams(n=2, temperature=0)
     assert info.value.param == "n"
