@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cluster.link.protocol import FRAME_TOKENS
 from cluster.replica.messages import finish_of
@@ -13,15 +12,7 @@ from qwen3_ray.request import FinishReason
 from qwen3_ray.text.output_processor import OutputProcessor
 
 PIECE_TOKENS = 256
-"""What a reader lacks is cut into pieces of about this many tokens."""
-
-
-@dataclass(slots=True)
-class _Piece:
-    """Tokens that a reader lacks, and the text that comes with them."""
-
-    num_tokens: int = 0
-    text: str = ""
+"""An output that is read anew is cut into pieces of this many tokens."""
 
 
 class StreamJournal:
@@ -43,12 +34,12 @@ class StreamJournal:
         self._prompt_logprobs: list[link.TokenLogprobs] = []  # from the second token on, if wanted
         self._num_cached_tokens = 0
         self._engine_finish: FinishReason | None = None
-        self._end = link.StreamDelta()  # how the stream ended; merged into its last delta
+        self._end: link.StreamDelta | None = None  # how it ended; merged into its last delta
         self._num_kept_tokens = 0
         # The reader's place:
         self._num_read_tokens = 0
         self._num_read_prompt_logprobs = 0
-        self._unread: deque[_Piece] = deque()
+        self._unread: deque[tuple[int, str]] = deque()  # numbers of tokens, and their text
         self._end_is_read = False
 
     @property
@@ -64,7 +55,7 @@ class StreamJournal:
     @property
     def finished(self) -> bool:
         """Whether the output is complete or has failed."""
-        return self._end.finish_reason != link.UNFINISHED
+        return self._end is not None
 
     @property
     def has_news(self) -> bool:
@@ -77,21 +68,23 @@ class StreamJournal:
 
     def push(self, delta: link.EngineDelta) -> None:
         """Take what one engine step made. Not after the end."""
-        num_known = len(self._token_ids)
-        self._token_ids.extend(delta.token_ids)
-        self._logprobs.extend(delta.logprobs)
-        self._prompt_logprobs.extend(delta.prompt_logprobs)
+        token_ids = delta.token_ids
+        self._token_ids.extend(token_ids)
+        if delta.logprobs:
+            self._logprobs.extend(delta.logprobs)
+        if delta.prompt_logprobs:
+            self._prompt_logprobs.extend(delta.prompt_logprobs)
         if delta.HasField("num_cached_tokens"):
             self._num_cached_tokens = delta.num_cached_tokens
-        self._push_end(delta)
-        text, num_new = "", len(delta.token_ids)
-        if self._processor is not None:
-            added = self._processor.push(delta.token_ids, self._engine_finish)
-            text, num_new = added.text, added.num_kept_tokens
-            if added.stop_string is not None:
-                self._end = link.StreamDelta(finish_reason=link.STOP, stop_string=added.stop_string)
-        self._num_kept_tokens = num_known + num_new
-        self._add_unread(num_new, text)
+        if delta.finish_reason:
+            self._push_end(delta)
+        if self._processor is None:
+            self._add_output(len(token_ids), "")
+            return
+        added = self._processor.push(token_ids, self._engine_finish)
+        if added.stop_string is not None:
+            self._end = link.StreamDelta(finish_reason=link.STOP, stop_string=added.stop_string)
+        self._add_output(added.num_kept_tokens, added.text)
 
     def lose(self, problem: str) -> None:
         """The engine is gone; the output will not be completed here."""
@@ -100,32 +93,21 @@ class StreamJournal:
     def take(self, max_tokens: int = FRAME_TOKENS) -> link.StreamDelta:
         """What the reader has not had yet, or the first of it, while `has_news` stays true.
 
-        Not much more than `max_tokens` tokens and logprobs of the prompt together.
+        Not much more than `max_tokens` tokens and logprobs of the prompt together; the prompt's
+        come before all tokens, or with the first ones.
         """
-        start = self._num_read_prompt_logprobs
-        self._num_read_prompt_logprobs = min(start + max_tokens, len(self._prompt_logprobs))
-        prompt_logprobs = self._prompt_logprobs[start : self._num_read_prompt_logprobs]
-        max_tokens -= len(prompt_logprobs)
-        taken = _Piece()
-        while self._unread and taken.num_tokens < max(max_tokens, 1):
-            piece = self._unread.popleft()
-            taken.num_tokens += piece.num_tokens
-            taken.text += piece.text
-        first = self._num_read_tokens
-        self._num_read_tokens += taken.num_tokens
         delta = link.StreamDelta(
             request_id=self.request_id,
-            from_index=first,
-            token_ids=self._token_ids[first : self._num_read_tokens],
-            logprobs=self._logprobs[first : self._num_read_tokens],
-            text=taken.text,
-            prompt_logprobs=prompt_logprobs,
-            prompt_logprobs_from=start + 1 if prompt_logprobs else 0,
+            from_index=self._num_read_tokens,
             num_cached_tokens=self._num_cached_tokens,
         )
-        if not self._lacks_content:
+        if self._num_read_prompt_logprobs < len(self._prompt_logprobs):
+            max_tokens -= self._take_prompt_logprobs(delta, max_tokens)
+        if max_tokens > 0:
+            self._take_output(delta, max_tokens)
+        if self._end is not None and not self._lacks_content:
             delta.MergeFrom(self._end)
-            self._end_is_read = self.finished
+            self._end_is_read = True
         return delta
 
     def rewind(self, from_index: int, num_prompt_logprobs: int = 0) -> None:
@@ -153,17 +135,38 @@ class StreamJournal:
     def _push_end(self, delta: link.EngineDelta) -> None:
         if delta.finish_reason in (link.STOP, link.LENGTH):
             self._engine_finish = finish_of(delta.finish_reason)
-        if delta.finish_reason:
-            self._end.finish_reason = delta.finish_reason
-            self._end.error = delta.error
-            self._end.error_param = delta.error_param
-        if delta.HasField("stop_token_id"):
-            self._end.stop_token_id = delta.stop_token_id
+        self._end = link.StreamDelta(
+            finish_reason=delta.finish_reason,
+            error=delta.error,
+            error_param=delta.error_param,
+            stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
+        )
+
+    def _add_output(self, num_tokens: int, text: str) -> None:
+        self._num_kept_tokens += num_tokens
+        self._add_unread(num_tokens, text)
 
     def _add_unread(self, num_tokens: int, text: str) -> None:
-        if not num_tokens and not text:
-            return
-        if not self._unread or self._unread[-1].num_tokens >= PIECE_TOKENS:
-            self._unread.append(_Piece())
-        self._unread[-1].num_tokens += num_tokens
-        self._unread[-1].text += text
+        if num_tokens or text:
+            self._unread.append((num_tokens, text))
+
+    def _take_prompt_logprobs(self, delta: link.StreamDelta, max_entries: int) -> int:
+        """Put the next of them into `delta`; returns how many."""
+        start = self._num_read_prompt_logprobs
+        entries = self._prompt_logprobs[start : start + max_entries]
+        delta.prompt_logprobs.extend(entries)
+        delta.prompt_logprobs_from = start + 1
+        self._num_read_prompt_logprobs += len(entries)
+        return len(entries)
+
+    def _take_output(self, delta: link.StreamDelta, max_tokens: int) -> None:
+        """Put the next pieces of the output into `delta`, until that many tokens are reached."""
+        first, texts = self._num_read_tokens, []
+        while self._unread and self._num_read_tokens < first + max_tokens:
+            num_tokens, text = self._unread.popleft()
+            self._num_read_tokens += num_tokens
+            texts.append(text)
+        delta.token_ids.extend(self._token_ids[first : self._num_read_tokens])
+        delta.text = "".join(texts)
+        if self._logprobs:
+            delta.logprobs.extend(self._logprobs[first : self._num_read_tokens])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.link.logprobs import logprobs_message
 from protos.v1 import link_pb2 as link
-from qwen3_ray.request import FinishReason, TokenDelta
+from qwen3_ray.request import FinishReason, TokenDelta, TokenLogprobs
 
 if TYPE_CHECKING:  # the engine loads torch, the front never does
     from qwen3_ray.engine.stats import EngineInfo, EngineStats
@@ -54,12 +54,17 @@ def _delta(delta: TokenDelta) -> link.EngineDelta:
         token_ids=delta.token_ids,
         finish_reason=_TO_WIRE[delta.finish_reason],
         stop_token_id=delta.stop_reason if isinstance(delta.stop_reason, int) else None,
-        error=delta.error or "",
-        error_param=delta.error_param or "",
-        logprobs=map(logprobs_message, delta.logprobs),
-        prompt_logprobs=map(logprobs_message, delta.prompt_logprobs),
+        error=delta.error,
+        error_param=delta.error_param,
+        logprobs=_logprobs(delta.logprobs),
+        prompt_logprobs=_logprobs(delta.prompt_logprobs),
         num_cached_tokens=delta.num_cached_tokens,
     )
+
+
+def _logprobs(entries: Sequence[TokenLogprobs]) -> list[link.TokenLogprobs] | None:
+    """None for the usual request, which wants none: an empty field costs time, too."""
+    return [logprobs_message(entry) for entry in entries] if entries else None
 
 
 def ready_event(info: EngineInfo) -> link.EngineEvent:

@@ -140,6 +140,8 @@ def test_a_reader_takes_as_much_at_a_time_as_it_likes(
         delta = journal.take(max_tokens)
         size = len(delta.token_ids) + len(delta.prompt_logprobs)
         assert size <= max_tokens + max(PIECE_TOKENS, num_tokens)
+        if delta.token_ids:  # a reader tells of the prompt with the first piece of the output
+            assert len(received.prompt_logprobs) + len(delta.prompt_logprobs) == len(prompt)
         assert delta.from_index == len(received.token_ids)
         if delta.prompt_logprobs:
             assert delta.prompt_logprobs_from == 1 + len(received.prompt_logprobs)
