@@ -45,10 +45,14 @@ def make_request(
     return InferenceRequest(prompt=(1,) * num_prompt_tokens, params=params)
 
 
-async def collect(router: Router, request: InferenceRequest) -> Chunk:
+async def read(router: Router, request: InferenceRequest) -> tuple[Generation, list[Chunk]]:
     async with router.generate(request) as generation:
-        (chunk,) = await generation.collect()
-        return chunk
+        return generation, await generation.collect()
+
+
+async def collect(router: Router, request: InferenceRequest) -> Chunk:
+    _, (chunk,) = await read(router, request)
+    return chunk
 
 
 async def run(replica: FakeReplica, *, num_requests: int = 1) -> None:
@@ -62,12 +66,12 @@ async def run(replica: FakeReplica, *, num_requests: int = 1) -> None:
 
 async def test_an_answer_travels_all_the_way() -> None:
     async with running_replica() as replica, routing(r=replica) as (router, _):
-        answer = asyncio.create_task(collect(router, make_request()))
+        answer = asyncio.create_task(read(router, make_request()))
         await run(replica)
-        chunk = await soon(answer)
+        generation, (chunk,) = await soon(answer)
     assert (chunk.text, chunk.token_ids) == ("abcdefgh", tuple(b"abcdefgh"))
     assert chunk.finish_reason is FinishReason.LENGTH
-    assert (chunk.usage.prompt_tokens, chunk.usage.completion_tokens) == (3, 8)
+    assert (generation.usage.prompt_tokens, generation.usage.completion_tokens) == (3, 8)
 
 
 async def test_leaving_the_block_stops_the_engine() -> None:
@@ -82,9 +86,13 @@ async def test_leaving_the_block_stops_the_engine() -> None:
         await until(lambda: replica.engine.aborted == [request.request_id])
 
 
-async def test_a_full_replica_passes_the_request_on() -> None:
+@asynccontextmanager
+async def small_and_large(
+    *, max_waiting_requests: int
+) -> AsyncIterator[tuple[Router, FakeReplica, FakeReplica]]:
+    """Two replicas with one request each; the small one has less work, and queues few."""
     async with (
-        running_replica(max_waiting_requests=1) as small,
+        running_replica(max_waiting_requests=max_waiting_requests) as small,
         running_replica() as large,
         routing(a=small, b=large) as (router, _),
     ):
@@ -92,23 +100,26 @@ async def test_a_full_replica_passes_the_request_on() -> None:
         await until(lambda: len(small.engine.running) == 1)
         second = asyncio.create_task(collect(router, make_request(num_prompt_tokens=100)))
         await until(lambda: len(large.engine.running) == 1)
-        third = asyncio.create_task(collect(router, make_request()))  # small has less work
-        await until(lambda: len(large.engine.running) == 2)
+        yield router, small, large
         await run(small)
         await run(large)
-        assert [chunk.text for chunk in await soon(asyncio.gather(first, second, third))] == [
+        assert [chunk.text for chunk in await soon(asyncio.gather(first, second))] == [
             "abcdefgh"
-        ] * 3
+        ] * 2
+
+
+async def test_a_full_replica_passes_the_request_on() -> None:
+    async with small_and_large(max_waiting_requests=1) as (router, _, large):
+        third = asyncio.create_task(collect(router, make_request()))
+        await until(lambda: len(large.engine.running) == 2)
+        await run(large)
+        assert (await soon(third)).text == "abcdefgh"
 
 
 async def test_several_answers_travel_with_their_logprobs_and_those_of_the_prompt() -> None:
-    async def read(router: Router) -> tuple[Generation, list[Chunk]]:
-        request = make_request(n=3, logprobs=1, prompt_logprobs=1)
-        async with router.generate(request) as generation:
-            return generation, await generation.collect()
-
+    request = make_request(n=3, logprobs=1, prompt_logprobs=1)
     async with running_replica() as replica, routing(r=replica) as (router, _):
-        answering = asyncio.create_task(read(router))
+        answering = asyncio.create_task(read(router, request))
         await run(replica, num_requests=3)
         generation, chunks = await soon(answering)
     assert [command.submit[0].request_id for command in replica.engine.commands]
@@ -124,16 +135,8 @@ async def test_several_answers_travel_with_their_logprobs_and_those_of_the_promp
 
 
 async def test_a_replica_with_room_for_some_of_the_answers_passes_all_of_them_on() -> None:
-    async with (
-        running_replica(max_waiting_requests=2) as small,
-        running_replica() as large,
-        routing(a=small, b=large) as (router, _),
-    ):
-        first = asyncio.create_task(collect(router, make_request()))
-        await until(lambda: len(small.engine.running) == 1)
-        second = asyncio.create_task(collect(router, make_request(num_prompt_tokens=100)))
-        await until(lambda: len(large.engine.running) == 1)
-        opening = router.generate(make_request(n=3))  # small has less work
+    async with small_and_large(max_waiting_requests=2) as (router, small, large):
+        opening = router.generate(make_request(n=3))
         entering = asyncio.create_task(opening.__aenter__())
         await until(lambda: len(large.engine.running) == 4)
         await until(lambda: len(small.engine.aborted) == 1)
@@ -141,11 +144,6 @@ async def test_a_replica_with_room_for_some_of_the_answers_passes_all_of_them_on
         await soon(entering)
         await opening.__aexit__(None, None, None)
         await until(lambda: len(large.engine.running) == 1)
-        await run(small)
-        await run(large)
-        assert [chunk.text for chunk in await soon(asyncio.gather(first, second))] == [
-            "abcdefgh"
-        ] * 2
 
 
 async def test_when_all_are_full_the_client_learns_it_at_once() -> None:
