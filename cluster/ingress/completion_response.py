@@ -91,14 +91,16 @@ class CompletionResponse(Response):
                 writer = writers[chunk.index]
                 if not writer.has_news(chunk):
                     continue
-                write = partial(self._event_data, envelope, writer, chunk)
+                write = partial(self._event_data, envelope, generation, writer, chunk)
                 await events.emit(await render(write, generation, [chunk]))
         return generation
 
-    def _event_data(self, envelope: Json, writer: ChoiceWriter, chunk: Chunk) -> str:
+    def _event_data(
+        self, envelope: Json, generation: Generation, writer: ChoiceWriter, chunk: Chunk
+    ) -> str:
         event: Json = {**envelope, "choices": [writer.write(chunk)]}
         if self._completion.continuous_usage:
-            event["usage"] = json_usage([chunk.usage])
+            event["usage"] = json_usage([generation.usage])
         return event_data(event)
 
     def _writers(self, number: int, generation: Generation) -> list[ChoiceWriter]:

@@ -17,8 +17,11 @@ _T = TypeVar("_T")
 
 async def render(work: Callable[[], _T], generation: Generation, chunks: Sequence[Chunk]) -> _T:
     """What `work` makes of pieces of `generation`; in a thread if they hold many logprobs."""
-    num_logprobs = sum(len(chunk.logprobs) for chunk in chunks)
-    num_logprobs += len(generation.prompt_logprobs) * sum(chunk.is_first for chunk in chunks)
+    num_logprobs = 0
+    for chunk in chunks:
+        num_logprobs += len(chunk.logprobs)
+        if chunk.is_first:
+            num_logprobs += len(generation.prompt_logprobs)
     if num_logprobs > LARGE_ANSWER:
         return await asyncio.to_thread(work)
     return work()

@@ -105,28 +105,29 @@ class Generation(AsyncIterator[Chunk]):
         """Take the next delta in, and make a piece of it if it is one of an answer."""
         choice, delta = await self._streams.__anext__()
         entry = self._entry
+        token_ids = tuple(delta.token_ids)
         if choice == 0:
             entry.num_cached_tokens = delta.num_cached_tokens
-            prompt_logprobs = list(map(logprobs_of, delta.prompt_logprobs))
-            entry.append_prompt_logprobs(delta.prompt_logprobs_from, prompt_logprobs)
-        entry.append(choice, delta.from_index, delta.token_ids)
+            if delta.prompt_logprobs:
+                prompt_logprobs = list(map(logprobs_of, delta.prompt_logprobs))
+                entry.append_prompt_logprobs(delta.prompt_logprobs_from, prompt_logprobs)
+        entry.append(choice, delta.from_index, token_ids)
         finish_reason = _FINISH_REASONS[delta.finish_reason]
-        if not delta.token_ids and not delta.text and finish_reason is None:
+        if not token_ids and not delta.text and finish_reason is None:
             return
-        if finish_reason is not None:
-            self._unfinished.discard(choice)
         is_first = choice not in self._begun
         self._begun.add(choice)
+        if finish_reason is not None:
+            self._unfinished.discard(choice)
         self._ready.append(
             Chunk(
                 index=choice,
                 is_first=is_first,
                 text=self.prompt_text + delta.text if is_first else delta.text,
-                token_ids=tuple(delta.token_ids),
+                token_ids=token_ids,
                 logprobs=self._logprobs(delta),
                 finish_reason=finish_reason,
                 stop_reason=_stop_reason(delta),
-                usage=entry.usage,
             )
         )
 

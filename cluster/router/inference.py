@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from qwen3_ray.errors import RequestError
 from qwen3_ray.model.generation_config import SamplingDefaults
-from qwen3_ray.request import FinishReason, TokenLogprobs, Usage
+from qwen3_ray.request import FinishReason, TokenLogprobs
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.validation import TruncationSide
 
@@ -84,8 +84,6 @@ class Chunk:
     """Set on the answer's last piece: STOP or LENGTH."""
     stop_reason: int | str | None = None
     """The stop token id or stop string that ended the answer; None for end-of-text."""
-    usage: Usage
-    """Tokens of all answers to the prompt, up to and with this piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

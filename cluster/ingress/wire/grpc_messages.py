@@ -11,7 +11,7 @@ from cluster.router.intake import Tokenizer
 from protos.v1 import generate_pb2 as pb
 from qwen3_ray.errors import RequestError
 from qwen3_ray.model.generation_config import SamplingDefaults
-from qwen3_ray.request import TokenLogprobs
+from qwen3_ray.request import TokenLogprobs, Usage
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.structured_outputs import StructuredOutputs
 from qwen3_ray.validation import TruncationSide
@@ -117,22 +117,23 @@ def proto_answer(
     tokenizer: Tokenizer | None,
 ) -> Message:
     """Whole answers, or a piece of one; `usage` stands where the last of all answers ends."""
-    usage = generation.usage
     return kind(
         id=generation.id,
         model=generation.model,
         created=generation.created,
         choices=[_choice(generation, chunk, tokenizer) for chunk in chunks],
-        usage=pb.Usage(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.total_tokens,
-            cached_tokens=usage.cached_tokens,
-        )
-        if generation.finished
-        else None,
+        usage=_usage(generation.usage) if generation.finished else None,
         seed=generation.seed,
         system_fingerprint=generation.fingerprint,
+    )
+
+
+def _usage(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        cached_tokens=usage.cached_tokens,
     )
 
 
@@ -147,7 +148,8 @@ def _choice(generation: Generation, chunk: Chunk, tokenizer: Tokenizer | None) -
         choice.stop_string = chunk.stop_reason
     elif chunk.stop_reason is not None:
         choice.stop_token_id = chunk.stop_reason
-    choice.logprobs.extend(_logprobs(entry, tokenizer) for entry in chunk.logprobs)
+    if chunk.logprobs:
+        choice.logprobs.extend(_logprobs(entry, tokenizer) for entry in chunk.logprobs)
     if chunk.is_first:
         choice.prompt_logprobs.extend(
             _logprobs(entry, tokenizer) for entry in generation.prompt_logprobs

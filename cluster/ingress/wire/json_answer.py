@@ -41,13 +41,12 @@ class ChoiceWriter:
 
     def has_news(self, chunk: Chunk) -> bool:
         """Whether the client would learn anything from a piece whose text may be held back."""
-        scores_prompt = self._generation.request.params.prompt_logprobs is not None
         return bool(
             chunk.text
             or chunk.finish_reason
             or self._completion.return_token_ids
             or self._logprobs
-            or (chunk.is_first and scores_prompt)
+            or (chunk.is_first and self._generation.request.params.prompt_logprobs is not None)
         )
 
     def write(self, chunk: Chunk) -> Json:

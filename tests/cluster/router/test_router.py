@@ -27,7 +27,7 @@ async def test_an_answer_comes_in_chunks_and_ends_with_reason_and_usage() -> Non
         chunks = [chunk async for chunk in generation]
     assert [len(chunk.token_ids) for chunk in chunks] == [1] * 5
     assert [chunk.finish_reason for chunk in chunks] == [None] * 4 + [FinishReason.LENGTH]
-    assert chunks[-1].usage == Usage(prompt_tokens=5, completion_tokens=5)
+    assert generation.usage == Usage(prompt_tokens=5, completion_tokens=5)
     assert generation.prompt_token_ids == tuple(b"hello")
     assert generation.fingerprint == "replica-1-numerics"
     assert generation.id == replica.submits[0].request_id
@@ -94,8 +94,10 @@ async def test_top_k_beyond_the_vocabulary_is_all_of_it() -> None:
 
 
 async def test_no_limit_of_tokens_means_the_room_in_the_context() -> None:
-    chunk = await collect(make_router(FakeReplica(max_model_len=64)), make_request(max_tokens=None))
-    assert chunk.usage == Usage(prompt_tokens=5, completion_tokens=59)
+    router = make_router(FakeReplica(max_model_len=64))
+    async with router.generate(make_request(max_tokens=None)) as generation:
+        await generation.collect()
+    assert generation.usage == Usage(prompt_tokens=5, completion_tokens=59)
 
 
 async def test_a_stop_string_and_a_stop_token_are_told_apart() -> None:

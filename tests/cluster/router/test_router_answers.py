@@ -6,7 +6,7 @@ import pytest
 
 from cluster.link.logprobs import logprobs_of
 from cluster.link.requests import request_of
-from cluster.router.inference import Chunk, InferenceRequest
+from cluster.router.inference import InferenceRequest
 from cluster.router.router import Router
 from cluster.router.testing import (
     FakeLinks,
@@ -201,7 +201,7 @@ async def test_a_prompt_can_be_scored_without_an_answer() -> None:
         (chunk,) = await generation.collect()
     assert (chunk.text, chunk.token_ids, chunk.finish_reason) == ("hello", (), "length")
     assert tuple(generation.prompt_logprobs) == logprobs(b"ello", 1)
-    assert chunk.usage == Usage(prompt_tokens=5, completion_tokens=0)
+    assert generation.usage == Usage(prompt_tokens=5, completion_tokens=0)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,11 @@ async def test_a_prompt_is_cut_as_asked_and_the_echo_shows_it(
         "hello", echo=True, truncate_prompt_tokens=limit, truncation_side=side, max_tokens=1
     )
     replica = FakeReplica()
-    chunk = await collect(make_router(replica), request)
+    async with make_router(replica).generate(request) as generation:
+        (chunk,) = await generation.collect()
     assert bytes(replica.submits[0].prompt_token_ids).decode() == kept
     assert chunk.text[:-1] == kept
-    assert chunk.usage.prompt_tokens == len(kept)
+    assert generation.usage.prompt_tokens == len(kept)
 
 
 async def test_a_prompt_is_cut_to_what_the_context_holds() -> None:
@@ -248,8 +249,7 @@ async def test_cached_tokens_are_those_that_the_first_answer_found() -> None:
             return stream
 
     async with make_router(Cached()).generate(make_request(n=2)) as generation:
-        chunks: list[Chunk] = [chunk async for chunk in generation]
-    assert {chunk.usage.cached_tokens for chunk in chunks} == {2}
+        assert [generation.usage.cached_tokens async for _ in generation] == [2] * 10
     assert generation.usage == Usage(prompt_tokens=5, completion_tokens=10, cached_tokens=2)
 
 
