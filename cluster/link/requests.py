@@ -1,35 +1,15 @@
-"""A request as it crosses the link, both ways: the one place that names its fields on the wire."""
+"""A request as it crosses the link, both ways."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
+from cluster.link.sampling_fields import given_params, plain_fields
 from protos.v1 import link_pb2 as link
 from qwen3_ray.request import GenerateRequest
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.structured_outputs import StructuredOutputs
-
-_PLAIN = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "max_tokens",
-    "min_tokens",
-    "n",
-    "seed",
-    "stop",
-    "include_stop_str_in_output",
-    "stop_token_ids",
-    "ignore_eos",
-    "logprobs",
-    "prompt_logprobs",
-    "skip_special_tokens",
-)
-"""Parameters that are the same on both sides; None is an unset field."""
-_OPTIONAL = ("repetition_penalty", "n", "logprobs", "prompt_logprobs", "skip_special_tokens")
-"""Those of them whose default is not 0."""
 
 
 def submit_message(request: GenerateRequest) -> link.Submit:
@@ -39,14 +19,15 @@ def submit_message(request: GenerateRequest) -> link.Submit:
     """
     params = request.params
     sampling = link.Sampling(
-        **{name: getattr(params, name) for name in _PLAIN},
+        **{name: getattr(params, name) for name in plain_fields(link.Sampling.DESCRIPTOR)},
         logit_bias=params.logit_bias,
         bad_words_token_ids=[link.TokenIds(ids=ids) for ids in params.bad_words_token_ids],
     )
     if params.allowed_token_ids is not None:
         sampling.allowed_token_ids.ids.extend(params.allowed_token_ids)
-    if params.structured_outputs is not None:
-        sampling.structured_outputs.CopyFrom(_form_message(params.structured_outputs))
+    if (form := params.structured_outputs) is not None:
+        message = link.StructuredOutputs(**{form.kind: getattr(form, form.kind)})
+        sampling.structured_outputs.CopyFrom(message)
     return link.Submit(
         request_id=request.request_id,
         prompt_token_ids=request.prompt_token_ids,
@@ -76,33 +57,17 @@ def request_of(submit: link.Submit) -> GenerateRequest:
 
 
 def _params(sampling: link.Sampling) -> SamplingParams:
-    given = {
-        name: getattr(sampling, name)
-        for name in _PLAIN
-        if name not in _OPTIONAL or sampling.HasField(name)
-    }
-    if sampling.HasField("allowed_token_ids"):
-        given["allowed_token_ids"] = tuple(sampling.allowed_token_ids.ids)
-    if sampling.HasField("structured_outputs"):
-        given["structured_outputs"] = _form(sampling.structured_outputs)
+    form = None
+    for field, value in sampling.structured_outputs.ListFields():  # at most one
+        form = _form(field.name, tuple(value) if field.name == "choice" else value)
     return SamplingParams(
-        **given,
-        logit_bias=dict(sampling.logit_bias),
+        **given_params(sampling),
         bad_words_token_ids=[tuple(word.ids) for word in sampling.bad_words_token_ids],
+        structured_outputs=form,
     )
 
 
-def _form_message(form: StructuredOutputs) -> link.StructuredOutputs:
-    message = link.StructuredOutputs(json=form.schema, regex=form.regex, grammar=form.grammar)
-    if form.choice is not None:
-        message.choice.texts.extend(form.choice)
-    if form.json_object:
-        message.json_object = True
-    return message
-
-
-def _form(message: link.StructuredOutputs) -> StructuredOutputs:
-    name = message.WhichOneof("form") or ""
-    if name == "choice":
-        return StructuredOutputs(choice=tuple(message.choice.texts))
-    return StructuredOutputs(**({name: getattr(message, name)} if name else {}))
+@lru_cache(maxsize=32)  # all answers to one prompt have one, and a large one takes 10 ms to check
+def _form(kind: str, value: str | bool | tuple[str, ...]) -> StructuredOutputs:
+    given: dict[str, Any] = {kind: value}
+    return StructuredOutputs(**given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from cluster.link.sampling_fields import given_params
 from cluster.router.generation import Generation
 from cluster.router.inference import Chunk, InferenceRequest, ModelInfo
 from cluster.router.intake import Tokenizer
@@ -15,32 +16,6 @@ from qwen3_ray.request import TokenLogprobs, Usage
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.structured_outputs import StructuredOutputs
 from qwen3_ray.validation import TruncationSide
-
-_OPTIONAL = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "max_tokens",
-    "n",
-    "seed",
-    "ignore_eos",
-    "logprobs",
-    "prompt_logprobs",
-    "skip_special_tokens",
-)
-"""Parameters that can be left open."""
-_PLAIN = (
-    "presence_penalty",
-    "frequency_penalty",
-    "min_tokens",
-    "stop",
-    "include_stop_str_in_output",
-    "stop_token_ids",
-    "bad_words",
-)
-"""Parameters that are nothing, 0 or false if they are left open."""
 
 
 def inference_request(message: pb.GenerateRequest, defaults: SamplingDefaults) -> InferenceRequest:
@@ -82,12 +57,7 @@ def _truncation_side(text: str) -> TruncationSide:
 
 
 def _sampling_params(sampling: pb.SamplingParams, defaults: SamplingDefaults) -> SamplingParams:
-    values: dict[str, Any] = {**defaults}
-    values |= {name: getattr(sampling, name) for name in _OPTIONAL if sampling.HasField(name)}
-    values |= {name: getattr(sampling, name) for name in _PLAIN}
-    values["logit_bias"] = dict(sampling.logit_bias)
-    if sampling.HasField("allowed_token_ids"):
-        values["allowed_token_ids"] = tuple(sampling.allowed_token_ids.ids)
+    values: dict[str, Any] = {**defaults, **given_params(sampling)}
     if sampling.HasField("structured_outputs"):
         values["structured_outputs"] = _form(sampling.structured_outputs)
     return SamplingParams(**values)

@@ -14,34 +14,13 @@ from cluster.router.inference import InferenceRequest
 from protos.v1 import generate_pb2 as pb
 from qwen3_ray.errors import RequestError
 from qwen3_ray.model.generation_config import SamplingDefaults
-from qwen3_ray.sampling_params import MAX_SEED, MIN_SEED, SamplingParams
+from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.structured_outputs import StructuredOutputs
+from tests.cluster.parameters import PARAMETERS, TEXT, TOKEN_ID
 
-INT32 = st.integers(1, 2**31 - 1)
-PENALTY = st.floats(-2, 2)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 SAMPLING = {
-    "temperature": st.floats(0, 2, exclude_min=True) | st.integers(1, 2),  # 0 wants n = 1
-    "top_p": st.floats(0, 1, exclude_min=True),
-    "top_k": st.integers(-1, 2**31 - 1),
-    "min_p": st.floats(0, 1),
-    "presence_penalty": PENALTY,
-    "frequency_penalty": PENALTY,
-    "repetition_penalty": st.floats(0, 10, exclude_min=True),
-    "logit_bias": st.dictionaries(INT32, st.floats(-100, 100), max_size=3),
-    "max_tokens": st.integers(9, 2**31 - 1),
-    "min_tokens": st.integers(0, 9),
-    "n": st.integers(1, 8),
-    "seed": st.integers(MIN_SEED, MAX_SEED),
-    "stop": st.lists(TEXT, max_size=4),
-    "include_stop_str_in_output": st.booleans(),
-    "stop_token_ids": st.lists(INT32, max_size=4),
-    "ignore_eos": st.booleans(),
+    **PARAMETERS,
     "bad_words": st.lists(TEXT, max_size=3),
-    "allowed_token_ids": st.lists(INT32, min_size=1, max_size=4),
-    "logprobs": st.integers(0, 20),
-    "prompt_logprobs": st.integers(0, 20),
-    "skip_special_tokens": st.booleans(),
     "structured_outputs": st.just({"regex": "a+"}) | st.just({"json": {"type": "object"}}),
 }
 OTHERS = {
@@ -52,7 +31,7 @@ OTHERS = {
     "priority": st.integers(-(2**31) + 1, 2**31 - 1),
     "cache_salt": TEXT,
 }
-PROMPT = TEXT | st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8)
+PROMPT = TEXT | st.lists(TOKEN_ID, min_size=1, max_size=8)
 FIELDS = st.fixed_dictionaries({"prompt": PROMPT}, optional={**SAMPLING, **OTHERS})
 DEFAULTS: SamplingDefaults = {
     "temperature": 0.6,

@@ -5,33 +5,15 @@ from hypothesis import strategies as st
 
 from cluster.link.requests import request_of, submit_message
 from qwen3_ray.request import GenerateRequest
-from qwen3_ray.sampling_params import MAX_SEED, MIN_SEED, SamplingParams
+from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.structured_outputs import StructuredOutputs
+from tests.cluster.parameters import PARAMETERS, TOKEN_ID
 
-INT32S = st.integers(0, 2**31 - 1)
-TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=64)
+OPTIONAL = ("allowed_token_ids", "logprobs", "prompt_logprobs")
 PARAMS = {
-    "temperature": st.floats(0, 2, exclude_min=True),  # 0 wants n = 1
-    "top_p": st.floats(0, 1, exclude_min=True),
-    "top_k": st.integers(-1, 2**31 - 1),
-    "min_p": st.floats(0, 1),
-    "presence_penalty": st.floats(-2, 2),
-    "frequency_penalty": st.floats(-2, 2),
-    "repetition_penalty": st.floats(0, 10, exclude_min=True),
-    "logit_bias": st.dictionaries(INT32S, st.floats(-100, 100), max_size=5),
-    "max_tokens": st.integers(9, 2**31 - 1),
-    "min_tokens": st.integers(0, 9),
-    "n": st.integers(1, 8),
-    "seed": st.integers(MIN_SEED, MAX_SEED),
-    "stop": st.lists(TEXTS, max_size=16),
-    "include_stop_str_in_output": st.booleans(),
-    "stop_token_ids": st.lists(INT32S, max_size=8),
-    "ignore_eos": st.booleans(),
-    "bad_words_token_ids": st.lists(st.lists(INT32S, min_size=1, max_size=3), max_size=4),
-    "allowed_token_ids": st.none() | st.lists(INT32S, min_size=1, max_size=8),
-    "logprobs": st.none() | st.integers(0, 20),
-    "prompt_logprobs": st.none() | st.integers(0, 20),
-    "skip_special_tokens": st.booleans(),
+    **PARAMETERS,
+    **{name: st.none() | PARAMETERS[name] for name in OPTIONAL},
+    "bad_words_token_ids": st.lists(st.lists(TOKEN_ID, min_size=1, max_size=3), max_size=4),
     "structured_outputs": st.sampled_from(
         [
             None,
@@ -54,10 +36,10 @@ def test_every_parameter_is_among_those_tried_below() -> None:
     request=st.builds(
         GenerateRequest,
         request_id=st.text(st.characters(codec="utf-8")),
-        prompt_token_ids=st.lists(INT32S, max_size=20).map(tuple),
+        prompt_token_ids=st.lists(TOKEN_ID, max_size=20).map(tuple),
         params=st.builds(SamplingParams, **PARAMS),
         choice=st.integers(0, 7),
-        output_token_ids=st.lists(INT32S, max_size=5).map(tuple),
+        output_token_ids=st.lists(TOKEN_ID, max_size=5).map(tuple),
         priority=st.integers(-(2**31), 2**31 - 1),
         cache_salt=st.text(st.characters(codec="utf-8"), max_size=20),
     )
@@ -65,3 +47,16 @@ def test_every_parameter_is_among_those_tried_below() -> None:
 def test_a_request_crosses_the_link_unchanged(request: GenerateRequest) -> None:
     message = submit_message(request)
     assert request_of(type(message).FromString(message.SerializeToString())) == request
+
+
+def test_the_form_of_all_answers_to_a_prompt_is_checked_once() -> None:
+    params = SamplingParams(n=2, structured_outputs=StructuredOutputs(json={"const": "once"}))
+    messages = [
+        submit_message(
+            GenerateRequest(request_id="r", prompt_token_ids=(1,), params=params, choice=choice)
+        )
+        for choice in range(2)
+    ]
+    first, second = (request_of(message).params.structured_outputs for message in messages)
+    assert first == params.structured_outputs
+    assert first is second
