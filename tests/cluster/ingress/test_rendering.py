@@ -4,7 +4,9 @@ import threading
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse
 
+from cluster.ingress import completion_response
 from cluster.ingress.grpc_api import GrpcServer
 from cluster.router.router import Router
 from cluster.router.testing import FakeLinks, FakeReplica, FakeTokenizer
@@ -62,3 +64,19 @@ async def test_a_long_prompt_is_scored_in_a_thread(
     assert bool(spy.threads - {threading.get_ident()}) == is_large
     assert answer.choices[0].text == choice["text"]
     assert len(answer.choices[0].prompt_logprobs) == num_tokens - 1
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+async def test_an_answer_with_logprobs_becomes_json_in_a_thread(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, logprobs: int | None
+) -> None:
+    threads: set[int] = set()
+
+    class SpyResponse(JSONResponse):
+        def render(self, content: object) -> bytes:
+            threads.add(threading.get_ident())
+            return super().render(content)
+
+    monkeypatch.setattr(completion_response, "JSONResponse", SpyResponse)
+    await http.post(URL, json={**BODY, "logprobs": logprobs})
+    assert (threads == {threading.get_ident()}) == (logprobs is None)
