@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 from qwen3_ray.request import FinishReason
@@ -175,9 +175,9 @@ class OutputProcessor:
         if finish_reason is FinishReason.STOP and self._ends_invisibly(token_ids):
             visible = token_ids[:-1]
         delta = self._push(visible, finished=finish_reason is not None)
-        if delta.stop_string is not None:
+        if delta.stop_string is not None or visible is token_ids:
             return delta
-        return replace(delta, num_kept_tokens=len(token_ids))
+        return TextDelta(text=delta.text, num_kept_tokens=len(token_ids))
 
     def _ends_invisibly(self, token_ids: Sequence[int]) -> bool:
         if self._includes_stop or not token_ids:
