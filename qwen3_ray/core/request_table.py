@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from qwen3_ray.core.kv_manager import KVManager
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.running_set import RunningSet
+from qwen3_ray.core.token_budget import PLACES
 from qwen3_ray.core.waiting_queue import WaitingQueue
 from qwen3_ray.errors import EngineError
-
-PLACE = b"a place among the prefills in flight"
-"""What waiting requests are parked for, beside contents, whose hashes are shorter."""
 
 
 class RequestTable:
@@ -66,7 +64,7 @@ class RequestTable:
             EngineError: a block is lost or shared, or a request is in a state that cannot be.
         """
         self.kv.check_integrity(self.running)
-        self.kv.check_claimed(self.waiting.events - {PLACE})
+        self.kv.check_claimed(self.waiting.events - set(PLACES))
         for request in self.running:
             if request.request_id in self.waiting or request.num_pending_tokens < 1:
                 raise EngineError(f"request {request.request_id} runs, but has nothing to compute")

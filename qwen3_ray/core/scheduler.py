@@ -15,7 +15,7 @@ from qwen3_ray.core.kv_manager import KVManager
 from qwen3_ray.core.limits import check_prompt_len
 from qwen3_ray.core.prompt_lookup import PromptLookup
 from qwen3_ray.core.request_state import Lookup, RequestState
-from qwen3_ray.core.request_table import PLACE, RequestTable
+from qwen3_ray.core.request_table import RequestTable
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.core.token_budget import PrefillBudget, Verdict
 from qwen3_ray.core.totals import Totals
@@ -33,7 +33,7 @@ class Scheduler:
     Requests are served by priority, and by arrival among equals. When blocks run out the last ones
     in this order lose theirs and recompute later what the prefix cache has lost, prompt and output
     alike, so the first one always gets on and every request ends. Cost of a step: O(running
-    requests + blocks given or found).
+    and new requests + blocks given or found); to wait costs nothing.
 
     Args:
         num_speculative_tokens: most tokens to guess ahead for one request; 0 for none.
@@ -179,11 +179,9 @@ class Scheduler:
         Returns:
             Those that are computed at once. The others have joined the prefills of `budget`.
         """
-        if budget.has_place:
-            self._table.waiting.unpark(PLACE)
         scheduled: list[ScheduledRequest] = []
         while budget.num_tokens > 0 and self.num_running < self._max_num_seqs:
-            request = self._table.waiting.peek()
+            request = self._table.waiting.peek(budget.places)
             if request is None:
                 break
             found = self._kv.find(request)
@@ -224,7 +222,7 @@ class Scheduler:
             return False
         victim = budget.leave(request.rank[0]) if self._kv.has_room(request, found) else None
         if victim is None:
-            self._table.waiting.park(PLACE)
+            self._table.waiting.park(budget.refuse(request))
         else:
             self._preempt(victim)
         return True

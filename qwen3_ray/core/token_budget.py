@@ -12,6 +12,8 @@ from qwen3_ray.core.request_state import RequestState
 
 MAX_PARTIAL_PREFILLS = 4
 """Prompts that may be computed in part at one time. More would all be done later."""
+PLACES = (b"a place among the prefills in flight", b"a place and rows for prompt logprobs")
+"""What prompts wait for that are too long for a step; the second one is for those with logprobs."""
 PROMPT_LOGPROB_ROWS = 128
 """Most prompt logprobs of one step: 128 rows of 151,936 float32 logits take 78 MB."""
 
@@ -24,7 +26,7 @@ class Verdict(Enum):
     PART = auto()
     """It can take a place among the prefills in flight."""
     NO_PLACE = auto()
-    """It is too long for one step, and all places are taken."""
+    """It is too long for one step and all places are taken, or rows alone are what it lacks."""
     LATER = auto()
     """What is left in this step is not enough."""
 
@@ -60,16 +62,13 @@ class PrefillBudget:
         )
         self._used = _Amount(0, 0)
         self._has_joined = False
+        self.places = list(PLACES)
+        """Those that were not refused in this step."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens that are not spent on newcomers."""
         return self._all.num_tokens - self._used.num_tokens
-
-    @property
-    def has_place(self) -> bool:
-        """Whether a place is free, or those in flight leave tokens over."""
-        return len(self._prefills) < MAX_PARTIAL_PREFILLS or self._left_over().num_tokens > 0
 
     def judge(self, request: RequestState, num_found: int) -> Verdict:
         """What the step can do for `request`, of which `num_found` tokens need no computing."""
@@ -77,23 +76,28 @@ class PrefillBudget:
         room = self._room(request.rank[0])
         if _fits(_sum(need, self._used), room):
             return Verdict.WHOLE
-        if self._can_join(need, room):
+        left = self._left_over()
+        if self._can_join(need, room, left):
             return Verdict.PART
-        has_place = len(self._prefills) < MAX_PARTIAL_PREFILLS
-        return Verdict.LATER if has_place or _fits(need, room) else Verdict.NO_PLACE
+        if left.num_tokens > 0:
+            return Verdict.NO_PLACE
+        return Verdict.LATER if self._has_place or _fits(need, room) else Verdict.NO_PLACE
 
-    def _can_join(self, need: _Amount, room: _Amount) -> bool:
+    @property
+    def _has_place(self) -> bool:
+        return len(self._prefills) < MAX_PARTIAL_PREFILLS
+
+    def _can_join(self, need: _Amount, room: _Amount, left: _Amount) -> bool:
         """Whether a newcomer that needs more than the step has may get a part of it.
 
         Either tokens are left over, or a place is free and a share for it. Of many that come
         together one joins in a step, so that the first ones are done first.
         """
-        left = self._left_over()
         if left.num_tokens > 0 and (need.num_rows == 0 or left.num_rows > 0):
             return True
         share = _Amount(*map(min, need, self._share))
         return (
-            len(self._prefills) < MAX_PARTIAL_PREFILLS
+            self._has_place
             and _fits(_sum(share, self._used), room)
             and (not self._has_joined or left.num_tokens > 0)
         )
@@ -110,10 +114,17 @@ class PrefillBudget:
         self._has_joined = True
 
     def leave(self, priority: int) -> RequestState | None:
-        """The last prefill in flight, which goes, if it is less urgent than `priority`."""
-        if self._prefills and self._prefills[-1].rank[0] > priority:
-            return self._prefills.pop()
-        return None
+        """The last prefill in flight, which goes, if places lack and it is below `priority`."""
+        if self._has_place or self._prefills[-1].rank[0] <= priority:
+            return None
+        return self._prefills.pop()
+
+    def refuse(self, request: RequestState) -> bytes:
+        """What `request`, which was judged `NO_PLACE`, waits for: nobody gets it in this step."""
+        place = PLACES[request.num_prompt_logprobs_left > 0]
+        if place in self.places:
+            self.places.remove(place)
+        return place
 
     def shares(self) -> list[tuple[RequestState, int]]:
         """Each prefill in flight with the tokens that it gets, in order of rank; 0 for none."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 
 from qwen3_ray.core.request_state import RequestState
+
+_Entry = tuple[tuple[int, int], RequestState]
+_Heap = list[_Entry]
 
 
 class WaitingQueue:
@@ -20,8 +23,8 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._requests: dict[str, RequestState] = {}
         # Both below may still name requests that were removed; those are passed over.
-        self._ready: list[tuple[tuple[int, int], RequestState]] = []
-        self._parked: dict[bytes, list[RequestState]] = {}
+        self._ready: _Heap = []
+        self._parked: dict[bytes, _Heap] = {}
         self._num_tokens = 0
 
     @property
@@ -43,32 +46,36 @@ class WaitingQueue:
         """Queue `request` at the place that its rank gives it."""
         self._requests[request.request_id] = request
         self._num_tokens += request.num_pending_tokens
-        self._make_ready(request)
+        heappush(self._ready, (request.rank, request))
 
-    def peek(self) -> RequestState | None:
-        """The first request that is not parked, which stays; None when there is none."""
-        while self._ready:
-            request = self._ready[0][1]
-            if self._waits(request):
-                return request
-            heappop(self._ready)
-        return None
+    def peek(self, events: Iterable[bytes] = ()) -> RequestState | None:
+        """The first request that is not parked, which stays; None when there is none.
+
+        One that is parked for one of `events` is brought back if it comes before all others.
+        """
+        ready = self._first(self._ready)
+        for event in events:
+            parked = self._first(self._parked.get(event, []))
+            if parked is not None and (ready is None or parked < ready):
+                ready = heappop(self._parked[event])
+                heappush(self._ready, ready)
+        return ready and ready[1]
 
     def pop(self) -> RequestState:
         """Take out the first request that is not parked; there must be one."""
-        request = self._pop_ready()
+        _, request = self._pop_ready()
         self.remove(request.request_id)
         return request
 
     def park(self, event: bytes) -> None:
         """Set the first request that is not parked aside until `unpark(event)`."""
-        self._parked.setdefault(event, []).append(self._pop_ready())
+        heappush(self._parked.setdefault(event, []), self._pop_ready())
 
     def unpark(self, event: bytes) -> None:
         """Bring back the requests that wait for `event`, to the places of their ranks."""
-        for request in self._parked.pop(event, ()):
-            if self._waits(request):
-                self._make_ready(request)
+        for entry in self._parked.pop(event, ()):
+            if self._waits(entry):
+                heappush(self._ready, entry)
 
     def unpark_all(self) -> None:
         """Bring back all parked requests."""
@@ -88,12 +95,15 @@ class WaitingQueue:
         self._num_tokens -= request.num_pending_tokens
         return True
 
-    def _waits(self, request: RequestState) -> bool:
-        return self._requests.get(request.request_id) is request
+    def _waits(self, entry: _Entry) -> bool:
+        return self._requests.get(entry[1].request_id) is entry[1]
 
-    def _make_ready(self, request: RequestState) -> None:
-        heappush(self._ready, (request.rank, request))
+    def _first(self, heap: _Heap) -> _Entry | None:
+        """The first entry of `heap` that still waits; those before it are dropped."""
+        while heap and not self._waits(heap[0]):
+            heappop(heap)
+        return heap[0] if heap else None
 
-    def _pop_ready(self) -> RequestState:
-        self.peek()
-        return heappop(self._ready)[1]
+    def _pop_ready(self) -> _Entry:
+        self._first(self._ready)
+        return heappop(self._ready)

@@ -229,6 +229,18 @@ def test_a_scored_prompt_takes_128_rows_of_a_step_and_leaves_the_rest_to_others(
     assert bench.num_steps == -(-3 * 999 // PROMPT_LOGPROB_ROWS)
 
 
+def test_prompts_that_need_no_rows_go_past_those_that_wait_for_rows() -> None:
+    bench = Bench()
+    scored = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    for number in range(200):
+        bench.add(f"scored {number}", 33, scored)
+    bench.add("plain", 50)
+    bench.run_until("plain")
+    assert bench.num_steps == 1
+    bench.run_until(*(f"scored {number}" for number in range(200)))
+    assert bench.num_steps == 200 * 32 / PROMPT_LOGPROB_ROWS
+
+
 PROMPTS = st.lists(
     st.tuples(
         st.integers(0, 6),  # steps before it comes

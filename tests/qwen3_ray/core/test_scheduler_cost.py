@@ -80,12 +80,41 @@ def parked_seconds(num_requests: int) -> float:
     return timed(compute)
 
 
+def placeless_seconds(num_requests: int, params: SamplingParams) -> float:
+    """Steps in which some of the long prompts that wait get a place."""
+    scheduler = Scheduler(
+        kv=KVManager(num_blocks=20_000, block_size=16),
+        max_num_seqs=64,
+        max_num_batched_tokens=64,
+        max_model_len=10_000,
+        eos_token_ids=frozenset(),
+    )
+    for number in range(num_requests):
+        scheduler.add(make_request(str(number), 200, params))
+
+    def compute() -> None:
+        for _ in range(20):
+            step = scheduler.schedule()
+            results = [Sampled((1,) if item.samples else ()) for item in step.scheduled]
+            scheduler.commit(step, results)
+
+    compute()  # all have been looked at once
+    return timed(compute)
+
+
 def test_a_step_of_256_requests_is_planned_in_a_millisecond() -> None:
     assert min(schedule_seconds(256) for _ in range(5)) <= 1e-3
 
 
 def test_requests_that_wait_for_a_prefix_cost_nothing() -> None:
     few, many = (min(parked_seconds(count) for _ in range(3)) for count in (2, 200))
+    assert many <= 2 * few
+
+
+@pytest.mark.parametrize("prompt_logprobs", [None, 0])
+def test_long_prompts_that_wait_for_a_place_cost_nothing(prompt_logprobs: int | None) -> None:
+    params = SamplingParams(max_tokens=1, prompt_logprobs=prompt_logprobs)
+    few, many = (min(placeless_seconds(n, params) for _ in range(3)) for n in (20, 400))
     assert many <= 2 * few
 
 

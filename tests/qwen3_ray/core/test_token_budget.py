@@ -107,11 +107,10 @@ def test_nobody_joins_at_the_cost_of_the_shares_of_those_in_flight() -> None:
 
 def test_tokens_that_are_left_over_are_a_place() -> None:
     budget = PrefillBudget(100, make_prefills(MAX_PARTIAL_PREFILLS, 10))
-    assert budget.has_place
     newcomer = make_prefill(500, arrival=9)
     assert budget.judge(newcomer, 0) is Verdict.PART
     budget.join(newcomer)
-    assert not budget.has_place
+    assert budget.judge(make_prefill(500, arrival=10), 0) is Verdict.NO_PLACE
     assert shares(budget) == [10] * MAX_PARTIAL_PREFILLS + [60]
 
 
@@ -138,6 +137,32 @@ def test_a_less_urgent_newcomer_gets_what_is_left_over() -> None:
     assert shares(budget) == [99, 1, 0]
 
 
+def test_what_one_is_refused_none_gets_that_needs_the_same() -> None:
+    budget = PrefillBudget(1_000, make_prefills(MAX_PARTIAL_PREFILLS, 1_000, scored=True))
+    plain, scored = budget.places
+    for _ in range(2):
+        assert budget.refuse(make_prefill(500, scored=True)) == scored
+        assert budget.places == [plain]
+    assert budget.refuse(make_prefill(500)) == plain
+    assert budget.places == []
+
+
+def test_a_scored_prompt_without_rows_stands_aside_while_tokens_are_left() -> None:
+    budget = PrefillBudget(1_000, [])
+    for prefill in make_prefills(4, 33, scored=True):
+        assert budget.judge(prefill, 0) is Verdict.WHOLE
+        budget.take_all(prefill)
+    assert budget.judge(make_prefill(2, arrival=9, scored=True), 0) is Verdict.NO_PLACE
+    assert budget.judge(make_prefill(50, arrival=9), 0) is Verdict.WHOLE
+    budget.take_all(make_prefill(1_000 - 4 * 33, arrival=9))
+    assert budget.judge(make_prefill(2, arrival=9, scored=True), 0) is Verdict.LATER
+
+
+def test_nobody_leaves_while_a_place_is_free() -> None:
+    prefills = make_prefills(MAX_PARTIAL_PREFILLS - 1, 1_000)
+    assert PrefillBudget(100, prefills).leave(-1) is None
+
+
 def test_the_least_urgent_prefill_leaves_for_a_more_urgent_one_alone() -> None:
     prefills = [*make_prefills(3, 1_000), make_prefill(1_000, priority=2)]
     budget = PrefillBudget(100, prefills)
@@ -157,7 +182,7 @@ def test_prompt_logprobs_of_all_requests_together_are_bounded() -> None:
         if verdicts[-1] is Verdict.WHOLE:
             budget.take_all(newcomer)
     # The three in flight are sure of 25 rows each; two newcomers take 20 of the 53 others each.
-    assert verdicts == [Verdict.WHOLE, Verdict.WHOLE, Verdict.LATER]
+    assert verdicts == [Verdict.WHOLE, Verdict.WHOLE, Verdict.NO_PLACE]
     assert shares(budget) == [30, 29, 29]
     assert PROMPT_LOGPROB_ROWS == 2 * 20 + 30 + 29 + 29
 

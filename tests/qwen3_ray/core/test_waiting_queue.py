@@ -18,7 +18,9 @@ def make_state(number: int, num_tokens: int, priority: int = 0) -> RequestState:
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["push", "push", "push back", "pop", "remove", "park", "unpark"]),
+        st.sampled_from(
+            ["push", "push", "push back", "pop", "remove", "park", "park", "unpark", "peek"]
+        ),
         st.integers(1, 9),
         st.integers(0, 3),
     ),
@@ -58,12 +60,22 @@ def test_the_queue_behaves_like_a_list_sorted_by_rank(
         elif operation == "unpark":
             queue.unpark(event)
             ready += parked.pop(event, [])
+        elif operation == "peek" and parked.get(event):
+            bring_back(parked[event], ready)
+            assert queue.peek([event]) is ready[0]
         ready.sort(key=lambda request: request.rank)
         check(queue, ready, parked)
     queue.unpark_all()
     ready += [request for requests in parked.values() for request in requests]
     ready.sort(key=lambda request: request.rank)
     assert [queue.pop() for _ in range(len(queue))] == ready
+
+
+def bring_back(parked: list[RequestState], ready: list[RequestState]) -> None:
+    first = min(parked, key=lambda request: request.rank)
+    if not ready or first.rank < ready[0].rank:
+        parked.remove(first)
+        ready.insert(0, first)
 
 
 def check(
@@ -87,6 +99,20 @@ def test_an_id_used_again_is_another_request() -> None:
     queue.unpark(b"")
     assert queue.pop() is second
     assert queue.peek() is None
+
+
+def test_the_first_of_all_is_brought_back_and_others_stay_parked() -> None:
+    queue = WaitingQueue()
+    states = [make_state(number, 1) for number in range(4)]
+    for state in states:
+        queue.push(state)
+    for event in (b"x", b"y", b"x"):
+        queue.park(event)
+    queue.remove("0")
+    assert queue.peek() is states[3]
+    assert queue.peek([b"x", b"y", b"z"]) is states[1]
+    assert queue.pop() is states[1]
+    assert queue.peek([b"y"]) is states[2]
 
 
 def test_removing_a_stranger_changes_nothing() -> None:
