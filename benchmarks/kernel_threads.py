@@ -18,7 +18,7 @@ os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 import numba
 import numpy as np
 
-from qwen3_ray.attention.thread_pool import ThreadPool
+from qwen3_ray.cpu.thread_pool import ThreadPool
 
 NUM_THREADS = 2
 NUM_CALLS = 2_000

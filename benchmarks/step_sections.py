@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-from qwen3_ray.attention.thread_pool import ThreadPool
 from qwen3_ray.core.scheduler import Scheduler
+from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.distributed.control import StepControl
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.engine import group_executor

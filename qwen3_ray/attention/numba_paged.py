@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
-from qwen3_ray.attention.compiler import njit
-from qwen3_ray.attention.thread_pool import ThreadPool
+from qwen3_ray.cpu.compiler import njit
+from qwen3_ray.cpu.thread_pool import ThreadPool
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]

@@ -7,7 +7,7 @@ import torch
 
 from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
-from qwen3_ray.attention.thread_pool import ThreadPool
+from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.layers import numba_rows
 from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.rotary import QKNorm

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from qwen3_ray.attention.compiler import njit
+from qwen3_ray.cpu.compiler import njit
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]

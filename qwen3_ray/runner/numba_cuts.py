@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_ray.runner.numba_callee import callee
+from qwen3_ray.cpu.numba_callee import callee
 from qwen3_ray.runner.numba_logits import BLOCK_SIZE, LOG2_E, exp2, gather, weigh
 from qwen3_ray.runner.numba_scratch import NUM_BINS, Scratch
 

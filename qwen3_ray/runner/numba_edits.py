@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_ray.runner.numba_callee import callee
+from qwen3_ray.cpu.numba_callee import callee
 from qwen3_ray.runner.numba_logits import LOWEST
 from qwen3_ray.runner.sampling_rows import SamplingRows
 

@@ -14,8 +14,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_ray.attention.compiler import njit
-from qwen3_ray.runner.numba_callee import callee
+from qwen3_ray.cpu.compiler import njit
+from qwen3_ray.cpu.numba_callee import callee
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qwen3_ray.attention.compiler import njit
+from qwen3_ray.cpu.compiler import njit
 from qwen3_ray.runner import philox
 
 _M0 = np.uint64(philox.MULTIPLIER_0)

@@ -15,8 +15,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_ray.attention.compiler import njit
-from qwen3_ray.runner.numba_callee import callee
+from qwen3_ray.cpu.compiler import njit
+from qwen3_ray.cpu.numba_callee import callee
 from qwen3_ray.runner.numba_cuts import keep_top_k, keep_top_p, top_k_cut
 from qwen3_ray.runner.numba_edits import edit
 from qwen3_ray.runner.numba_logits import (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_ray.runner.numba_callee import callee
+from qwen3_ray.cpu.numba_callee import callee
 from qwen3_ray.runner.numba_logits import BLOCK_SIZE, num_blocks
 
 Floats = NDArray[np.floating]

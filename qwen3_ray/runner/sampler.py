@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from qwen3_ray.attention.thread_pool import ThreadPool
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
+from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.errors import RequestError
 from qwen3_ray.runner import reference_sampling
 from qwen3_ray.runner.constraints import Constraints, has_constraints

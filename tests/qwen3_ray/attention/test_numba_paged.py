@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qwen3_ray.attention.base import AttentionMetadata, KVCache, allocate_kv_caches
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
 from qwen3_ray.attention.reference import ReferenceAttention
-from qwen3_ray.attention.thread_pool import ThreadPool
+from qwen3_ray.cpu.thread_pool import ThreadPool
 
 BLOCK_SIZE = 32
 

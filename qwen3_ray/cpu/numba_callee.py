@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from qwen3_ray.attention.compiler import njit
+from qwen3_ray.cpu.compiler import njit
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_ray.attention.compiler import choose_cache_dir
+from qwen3_ray.cpu.compiler import choose_cache_dir
 
 
 def test_compiled_kernels_are_kept_in_the_user_s_cache(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen3_ray.attention.thread_pool import ThreadPool
+from qwen3_ray.cpu.thread_pool import ThreadPool
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])

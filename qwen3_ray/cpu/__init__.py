@@ -1,0 +1,1 @@
+"""What kernels for the CPU are made with: a compiler, threads, and synchronisation."""
