@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := qwen3_ray cluster tests examples benchmarks
 
-.PHONY: setup serve fmt lint type imports test test-fault test-4b gpu-test protos protos-check check bench clean
+.PHONY: setup serve fmt lint type imports test test-fault test-4b gpu-test protos protos-check check bench bench-peers clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,12 @@ test-4b: $(STAMP)
 
 gpu-test: $(STAMP)
 	$(BIN)/pytest -m gpu tests/gpu $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.peers.install $(ARGS)
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/generate.proto protos/v1/link.proto

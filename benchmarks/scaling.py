@@ -1,0 +1,268 @@
+"""How a decode step's time grows with context length and batch, beside the machine's limits.
+
+    python -m benchmarks.scaling
+
+Every pair whose keys and values fit in `--kv-bytes` is measured. Nothing is prefilled: the model
+runner is given steps of sequences whose blocks are there already, filled with random values and
+scattered over the cache. A step is the forward pass and the head, without sampling. The limits
+count what the engine has to read: weights of two bytes, keys and values in the cache's own type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import machine, scaling_chart
+from benchmarks.check_4b import checkpoint
+from benchmarks.comparison_table import aligned
+from benchmarks.limits import Machine, ModelCost
+from benchmarks.make_checkpoint import SHAPES
+from qwen3_ray.attention.base import KVCache, allocate_kv_caches
+from qwen3_ray.config import EngineConfig
+from qwen3_ray.distributed.control import StepArrays
+from qwen3_ray.engine.rendezvous import Rendezvous
+from qwen3_ray.engine.startup import Rank, start_rank
+from qwen3_ray.layers.row_plan import RowPlan
+from qwen3_ray.runner.memory import KVLayout
+from qwen3_ray.runner.model_runner import ModelRunner
+
+RESULTS_DIR = Path("benchmarks/results")
+CONTEXT_LENS = tuple(512 << exponent for exponent in range(7))
+BATCHES = tuple(1 << exponent for exponent in range(7))
+GOAL = 1.4
+"""Times the larger limit that a step may take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One pair of batch and context length."""
+
+    num_seqs: int
+    context_len: int
+    step_s: Sequence[float]
+    bytes_s: float
+    """What is read, over the machine's bandwidth."""
+    operations_s: float
+    """What is computed, over the machine's rate."""
+
+    @property
+    def median_s(self) -> float:
+        """Of the measured steps."""
+        return statistics.median(self.step_s)
+
+    @property
+    def limit_s(self) -> float:
+        """Reading and computing may overlap."""
+        return max(self.bytes_s, self.operations_s)
+
+    @property
+    def ratio(self) -> float:
+        """Measured to limit."""
+        return self.median_s / self.limit_s
+
+
+def pairs(
+    layout: KVLayout, kv_bytes: int, batches: Sequence[int], context_lens: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(batch, context length) of every pair whose blocks fit in `kv_bytes`."""
+    return [
+        (num_seqs, length)
+        for num_seqs in batches
+        for length in context_lens
+        if num_seqs * layout.num_blocks_for(length) * layout.bytes_per_block <= kv_bytes
+    ]
+
+
+def decode_step(
+    block_ids: Sequence[int], *, num_seqs: int, context_len: int, block_size: int, plan: RowPlan
+) -> StepArrays:
+    """Arrays of a step in which `num_seqs` sequences compute position `context_len - 1`."""
+    num_blocks = -(-context_len // block_size)
+    tables = np.array(block_ids[: num_seqs * num_blocks], np.int32).reshape(num_seqs, num_blocks)
+    num_rows = plan.pad(num_seqs)
+    position = context_len - 1
+    input_ids, positions, logits_indices = np.zeros((3, num_rows), np.int32)
+    slots = np.full(num_rows, -1, np.int32)
+    input_ids[:num_seqs] = np.arange(1, num_seqs + 1)
+    positions[:num_seqs] = position
+    slots[:num_seqs] = tables[:, position // block_size] * block_size + position % block_size
+    logits_indices[:num_seqs] = np.arange(num_seqs)
+    return StepArrays(
+        input_ids=input_ids,
+        positions=positions,
+        slot_mapping=slots,
+        query_start_loc=np.arange(num_seqs + 1, dtype=np.int32),
+        seq_lens=np.full(num_seqs, context_len, np.int32),
+        block_tables=tables,
+        logits_indices=logits_indices,
+        num_tokens=num_seqs,
+        num_logits=num_seqs,
+    )
+
+
+def start(model_dir: Path) -> Rank:
+    """One rank with all cores; its own KV cache is as small as can be."""
+    config = EngineConfig(
+        model_dir=model_dir,
+        device="cpu",
+        skip_tokenizer_init=True,
+        max_model_len=512,
+        kv_cache_memory=256 << 20,
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        rendezvous = Rendezvous(rank=0, size=1, directory=Path(directory))
+        return start_rank(config, rendezvous, lambda _progress: None)
+
+
+def filled_caches(layout: KVLayout, num_blocks: int) -> list[KVCache]:
+    """Random keys and values: pages of zeros that nobody wrote would all be one page."""
+    caches = allocate_kv_caches(
+        num_layers=layout.num_layers,
+        num_blocks=num_blocks,
+        block_size=layout.block_size,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        dtype=layout.dtype,
+        device=torch.device("cpu"),
+    )
+    for cache in caches:
+        for values in cache:
+            values.uniform_(-1.0, 1.0)
+    return caches
+
+
+def run(
+    rank: Rank,
+    cost: ModelCost,
+    rates: Machine,
+    wanted: Sequence[tuple[int, int]],
+    *,
+    num_steps: int,
+) -> list[Point]:
+    """Time `num_steps` steps of each pair, after one that is not counted."""
+    layout = rank.kv_layout
+    num_blocks = max(count * layout.num_blocks_for(length) for count, length in wanted)
+    caches = filled_caches(layout, num_blocks)
+    runner = ModelRunner(rank.model, caches, layout.block_size, rank.row_plan)
+    block_ids = np.random.default_rng(0).permutation(num_blocks).tolist()
+    points = []
+    for num_seqs, context_len in wanted:
+        arrays = decode_step(
+            block_ids,
+            num_seqs=num_seqs,
+            context_len=context_len,
+            block_size=layout.block_size,
+            plan=rank.row_plan,
+        )
+        step_s = [_timed(runner, arrays) for _ in range(num_steps + 1)][1:]
+        kv_bytes = layout.dtype.itemsize
+        read = cost.decode_bytes(num_seqs, context_len, kv_bytes=kv_bytes)
+        operations = cost.decode_operations(num_seqs, context_len)
+        points.append(
+            Point(
+                num_seqs=num_seqs,
+                context_len=context_len,
+                step_s=step_s,
+                bytes_s=read / rates.read_bytes_per_s,
+                operations_s=operations / rates.flops,
+            )
+        )
+    return points
+
+
+def _timed(runner: ModelRunner, arrays: StepArrays) -> float:
+    start_s = time.perf_counter()
+    runner.execute(arrays)
+    return time.perf_counter() - start_s
+
+
+def table(points: Sequence[Point]) -> list[str]:
+    """One line for each pair."""
+    head = ("batch", "context", "step ms", "bytes ms", "operations ms", "to limit")
+    rows = [
+        (
+            str(point.num_seqs),
+            str(point.context_len),
+            f"{1000 * point.median_s:.1f}",
+            f"{1000 * point.bytes_s:.1f}",
+            f"{1000 * point.operations_s:.1f}",
+            f"{point.ratio:.2f}" + ("!" if point.ratio > GOAL else ""),
+        )
+        for point in points
+    ]
+    return aligned([head, *rows])
+
+
+def measured_rates() -> Machine:
+    """Of this machine now, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ceilings"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout)
+    return Machine(
+        read_bytes_per_s=found["read_bytes_per_s"],
+        flops=max(found["multiply_adds_flops"], found["gemm_flops"]),
+    )
+
+
+def store(points: Sequence[Point], rates: Machine, shape: str, directory: Path) -> Path:
+    """Write the JSON file, the table and the chart, named after date, commit and machine."""
+    directory.mkdir(parents=True, exist_ok=True)
+    here = machine.describe()
+    date, commit = datetime.now(UTC).strftime("%Y-%m-%d"), machine.commit()
+    path = directory / f"{date}-{commit}-{machine.slug(here)}-scaling.json"
+    document = {
+        "date": date,
+        "commit": commit,
+        "machine": here,
+        "shape": shape,
+        "rates": asdict(rates),
+        "points": [asdict(point) for point in points],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.with_suffix(".txt").write_text("\n".join(table(points)) + "\n")
+    series = {
+        num_seqs: [
+            (point.context_len, point.median_s, point.limit_s)
+            for point in points
+            if point.num_seqs == num_seqs
+        ]
+        for num_seqs in sorted({point.num_seqs for point in points})
+    }
+    path.with_suffix(".svg").write_text(scaling_chart.render(series, f"{here['cpu']}, {commit}"))
+    return path
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--shape", choices=SHAPES, default="0.6b")
+    parser.add_argument("--kv-bytes", type=int, default=8_000_000_000)
+    parser.add_argument("--num-steps", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=RESULTS_DIR)
+    options = parser.parse_args()
+    model_dir = checkpoint(options.shape)
+    rates = measured_rates()
+    rank = start(model_dir)
+    wanted = pairs(rank.kv_layout, options.kv_bytes, BATCHES, CONTEXT_LENS)
+    points = run(rank, ModelCost.of(model_dir), rates, wanted, num_steps=options.num_steps)
+    print("\n".join(table(points)))
+    worst = max(points, key=lambda point: point.ratio)
+    print(f"worst: {worst.ratio:.2f} of the limit (goal: {GOAL})")
+    print(f"stored as {store(points, rates, options.shape, options.results)}")
+
+
+if __name__ == "__main__":
+    main()
