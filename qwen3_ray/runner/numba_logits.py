@@ -1,7 +1,7 @@
 """Passes over one row of logits, in blocks of ids, that LLVM turns into vector instructions.
 
-The largest logit of each block lets later passes leave blocks out. Sums are float64, first within
-a block, then over the blocks in order: their bits depend on the row alone.
+The largest logit of each block lets later passes leave blocks out. Sums are made within a block
+first, then over the blocks in order, in float64: their bits depend on the row alone.
 
 Vector loads need slices that are walked from 0: an index that might be negative forbids them.
 """
@@ -39,6 +39,14 @@ _C3, _C4 = 0.05550410866463086, 0.009618129107257225
 _C5, _C6 = 0.0013333558202951493, 0.0001540353083574076
 _C7, _C8 = 1.525267212313449e-05, 1.3215268571022757e-06
 _C9, _C10 = 1.020600164425329e-07, 7.099248176922e-09
+# The same for float32: off by less than 3e-7.
+_F1, _F2, _F3 = np.float32(0.69314719), np.float32(0.24022349), np.float32(0.05550357)
+_F4, _F5 = np.float32(0.00966637), np.float32(0.00133909)
+_F_ONE = np.float32(1.0)
+_F_MAGIC = np.float32(12582912.0)  # 1.5 * 2**23
+_F_MANTISSA_BITS = np.int32(23)
+_F_EXP2_MIN = np.float32(-126.0)
+_F_MAX_SCALE = 1e30  # times any distance of two float32s it is no NaN
 
 
 @callee
@@ -48,16 +56,44 @@ def num_blocks(size: int) -> int:
 
 
 @callee
-def scan(logits: Floats, maxima: Floats) -> bool:
-    """Fill `maxima`, [num_blocks], with each block's largest; tell if all logits are finite."""
+def scan(logits: Floats, maxima: Floats, scale: float, sums: Floats) -> bool:
+    """Fill `maxima`, [num_blocks], with each block's largest; tell if all logits are finite.
+
+    With a `scale` above 0 fill `sums`, [num_blocks], too: each block's sum of float32 weights,
+    which are 2**((logit - largest of the block) * scale). The block is in the cache then.
+    """
     bits = logits.view(np.int32)
     keys = maxima.view(np.int32)
+    narrow_scale = np.float32(min(scale, _F_MAX_SCALE))
     highest, lowest = _KEY_OF_MINUS_INFINITY, _KEY_OF_INFINITY
     for block in range(maxima.size):
-        high, low = _extremes(bits[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE])
+        start, stop = block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE
+        high, low = _extremes(bits[start:stop])
         keys[block] = high ^ ((high >> _SIGN_SHIFT) & _ALL_BUT_SIGN)
         highest, lowest = max(highest, high), min(lowest, low)
+        if scale > 0.0:
+            sums[block] = _sum_narrow(logits[start:stop], maxima[block], narrow_scale)
     return bool(highest < _KEY_OF_INFINITY and lowest > _KEY_OF_MINUS_INFINITY)
+
+
+@njit(fastmath={"reassoc", "nsz"})
+def _sum_narrow(logits: Floats, largest: np.float32, scale: np.float32) -> np.float32:
+    total = np.float32(0.0)
+    for i in range(logits.size):
+        total += _narrow_exp2((logits[i] - largest) * scale)
+    return total
+
+
+@njit(fastmath={"contract"})
+def _narrow_exp2(x: np.float32) -> np.float32:
+    """`exp2` in float32; never less than 2**-126, also for NaN."""
+    clipped = x if x > _F_EXP2_MIN else _F_EXP2_MIN
+    shifted = np.float32(clipped + _F_MAGIC)
+    f = clipped - (shifted - _F_MAGIC)
+    power = _F_ONE + f * (_F1 + f * (_F2 + f * (_F3 + f * (_F4 + f * _F5))))
+    exponent = shifted.view(np.int32) << _F_MANTISSA_BITS
+    bits = np.int32(np.float32(power).view(np.int32) + exponent)
+    return bits.view(np.float32)
 
 
 @callee
@@ -121,6 +157,16 @@ def sum_weights(
         if maxima[block] >= floor:
             values = logits[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
             sums[block] = _sum_block(values, largest, scale, floor)
+        total += sums[block]
+    return total
+
+
+@callee
+def level_sums(maxima: Floats, largest: float, scale: float, sums: Floats) -> float:
+    """Make `sums`, which `scan` filled, relative to the `largest` of all logits; their total."""
+    total = 0.0
+    for block in range(maxima.size):
+        sums[block] *= exp2((np.float64(maxima[block]) - largest) * scale)
         total += sums[block]
     return total
 

@@ -1,8 +1,9 @@
 """Sampling on CPU: a few passes over each row, shared out to threads; no sort, no row sees another.
 
 Every step of a row does no more than its parameters need: the largest logit alone for temperature
-0; weights summed block by block where nothing but `min_p` cuts; else only the candidates, which
-are the tokens above a bound that is cheap to know. Weights and sums are float64.
+0; where nothing is cut, float32 weights summed block by block in the same pass, for the drawn block
+alone in float64; weights summed where nothing but `min_p` cuts; else only the candidates, which
+are the tokens above a bound that is cheap to know. All these weights, and sums, are float64.
 
 Kernels are spread over the `numba_*` files: the name of their cache's folder follows all of them.
 """
@@ -27,6 +28,7 @@ from qwen3_ray.runner.numba_logits import (
     exp2,
     first_of,
     gather,
+    level_sums,
     scan,
     sum_weights,
 )
@@ -57,14 +59,12 @@ def _largest(maxima: Floats) -> float:
 
 @callee
 def _draw(
-    logits: Floats, scratch: Scratch, largest: float, scale: float, floor: float, share: float
+    logits: Floats, sums: Floats, target: float, largest: float, scale: float, floor: float
 ) -> int:
-    """First id at which the running sum of weights exceeds `share` of all logits' >= `floor`.
+    """First id at which the running sum of weights of logits >= `floor` exceeds `target`.
 
-    The sum runs over blocks first, then within one.
+    The sum runs over blocks first, whose sums are given, then within one.
     """
-    sums = scratch.sums
-    target = share * sum_weights(logits, scratch.maxima, largest, scale, floor, sums)
     # Where rounding leaves the target at the total, the last token with a weight is taken.
     before, running, chosen = 0.0, 0.0, 0
     for block in range(sums.size):
@@ -87,21 +87,40 @@ def _draw(
 
 
 @callee
+def _scale(row: np.void) -> float:
+    """What a distance of logits is multiplied by to be a power of 2; 0 at temperature 0."""
+    if row["temperature"] == 0.0:
+        return 0.0
+    return min(LOG2_E / row["temperature"], _MAX_SCALE)
+
+
+@callee
+def _is_cut(row: np.void) -> bool:
+    """Whether some tokens may not be drawn."""
+    return bool(row["max_gap"] < math.inf or row["top_k"] > 0 or row["top_p"] < 1.0)
+
+
+@callee
 def _choose(logits: Floats, scratch: Scratch, row: np.void) -> int:
-    """Sample from edited logits, whose blocks' maxima are in `scratch`."""
+    """Sample from edited logits, of whose scan the blocks' maxima and sums are in `scratch`."""
     largest = _largest(scratch.maxima)
     if largest < LOWEST:
         return NOTHING_ALLOWED
     if row["temperature"] == 0.0:
         return first_of(logits, scratch.maxima, np.float32(largest))
-    scale = min(LOG2_E / row["temperature"], _MAX_SCALE)
-    floor = max(LOWEST, largest - row["max_gap"])
-    if row["top_k"] > 0:
-        logits, floor = keep_top_k(logits, scratch, largest, floor, row["top_k"])
-    if row["top_p"] < 1.0:
-        logits, floor = keep_top_p(logits, scratch, largest, scale, floor, row["top_p"])
-    share = uniform(row["seed"], row["position"], row["choice"])
-    return _draw(logits, scratch, largest, scale, floor, share)
+    scale, sums = _scale(row), scratch.scan_sums
+    if not _is_cut(row):
+        floor = LOWEST
+        total = level_sums(scratch.maxima, largest, scale, sums)
+    else:
+        floor, sums = max(LOWEST, largest - row["max_gap"]), scratch.sums
+        if row["top_k"] > 0:
+            logits, floor = keep_top_k(logits, scratch, largest, floor, row["top_k"])
+        if row["top_p"] < 1.0:
+            logits, floor = keep_top_p(logits, scratch, largest, scale, floor, row["top_p"])
+        total = sum_weights(logits, scratch.maxima, largest, scale, floor, sums)
+    target = uniform(row["seed"], row["position"], row["choice"]) * total
+    return _draw(logits, sums, target, largest, scale, floor)
 
 
 @callee
@@ -173,7 +192,9 @@ def sample_rows(
         if row["token_id"] == SKIP:
             outcome.token_ids[index] = NOTHING_ALLOWED
             continue
-        if not scan(raw, scratch.maxima):
+        scale = 0.0 if _is_cut(row) else _scale(row)
+        is_edited = row["is_edited"] != 0
+        if not scan(raw, scratch.maxima, 0.0 if is_edited else scale, scratch.scan_sums):
             outcome.token_ids[index] = NUMERICAL_ERROR
             continue
         log_total = 0.0
@@ -184,10 +205,10 @@ def sample_rows(
         token_id = row["token_id"]
         if token_id == SAMPLE:
             edited = raw
-            if row["is_edited"]:
+            if is_edited:
                 edited = scratch.edited
                 edit(raw, row, batch, edited)
-                scan(edited, scratch.maxima)
+                scan(edited, scratch.maxima, scale, scratch.scan_sums)
             token_id = _choose(edited, scratch, row)
         outcome.token_ids[index] = token_id
         if row["num_top"] >= 0 and 0 <= token_id < raw.size:

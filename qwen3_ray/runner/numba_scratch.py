@@ -21,6 +21,8 @@ class Scratch(NamedTuple):
 
     maxima: Floats
     """[num_blocks], float32: each block's largest logit."""
+    scan_sums: Floats
+    """[num_blocks], float64: each block's weights as `scan` sums them, where nothing is cut."""
     sums: Floats
     """[num_blocks], float64."""
     edited: Floats
@@ -42,6 +44,7 @@ def make_scratch(size: int) -> Scratch:
     """Room for rows of `size` logits; what a row does not use is never touched."""
     return Scratch(
         np.empty(num_blocks(size), np.float32),
+        np.empty(num_blocks(size), np.float64),
         np.empty(num_blocks(size), np.float64),
         np.empty(size, np.float32),
         np.empty(size, np.uint16),

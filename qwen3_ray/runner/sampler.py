@@ -23,7 +23,10 @@ from qwen3_ray.runner.sampling_rows import (
     SamplingRowsBuilder,
 )
 
-METHOD = "philox4x32-10, inverse CDF in id order, fp64 sums of blocks of 256"
+METHOD = (
+    "philox4x32-10, inverse CDF in id order, fp64 sums of blocks of 256, fp32 weights to choose "
+    "a block where nothing is cut"
+)
 """Names the way of sampling in the numerics fingerprint."""
 _WORD_BITS = 32
 _OPERATIONS_PER_LOGIT = 10

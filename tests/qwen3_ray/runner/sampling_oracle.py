@@ -12,8 +12,8 @@ from qwen3_ray.request import TokenLogprobs
 from qwen3_ray.runner import philox
 from qwen3_ray.sampling_params import SamplingParams
 
-CLOSE = 1e-9
-"""Where sums come this near to a border, the order of additions may decide."""
+CLOSE = 1e-6
+"""Where sums come this near to a border, the order of additions may decide, or float32 weights."""
 TOO_CLOSE = -1
 """Stands for a token that cannot be told."""
 

@@ -119,6 +119,26 @@ def test_a_large_vocabulary_is_cut_right() -> None:
         assert ids_of("kernel", logits, requests) == ids_of("sorting", logits, requests)
 
 
+@pytest.mark.parametrize("size", [20_000, 513])
+@pytest.mark.parametrize("temperature", [1e-300, 0.25, 1.0, 2.0])
+@pytest.mark.parametrize("allowed", [None, range(300, 400)], ids=["all", "none of most blocks"])
+def test_float32_weights_choose_the_block_where_nothing_is_cut(
+    allowed: Sequence[int] | None, temperature: float, size: int
+) -> None:
+    """So that ids are those of exact sums but for a random number next to a border."""
+    row = np.random.default_rng(1).normal(size=size, scale=2.5).astype(np.float32)
+    params = SamplingParams(seed=3, temperature=temperature, allowed_token_ids=allowed)
+    ids = ids_of("kernel", np.tile(row, (200, 1)), repeat(params, 200))
+    known = np.arange(size) if allowed is None else np.array(allowed)
+    weights = np.zeros(size)
+    weights[known] = np.exp((row[known].astype(float) - row[known].max()) / temperature)
+    ends = np.cumsum(weights) / weights.sum()
+    shares = np.array([philox.uniform(3 + i, 1, 0) for i in range(200)])
+    assert (weights[ids] > 0).all()
+    assert (ends[ids] > shares - 1e-6).all()
+    assert (ends[ids] - weights[ids] / weights.sum() < shares + 1e-6).all()
+
+
 def test_a_row_depends_neither_on_the_others_nor_on_threads_nor_on_padding() -> None:
     generator = np.random.default_rng(0)
     logits = (generator.normal(size=(16, 6000)) * 2).astype(np.float32)
