@@ -15,8 +15,7 @@ from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.engine import group_executor
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.layers.embedding import VocabParallelEmbedding
-from qwen3_ray.layers.fbgemm import PackedMatrix
-from qwen3_ray.layers.linear import DenseMatrix, Matrix
+from qwen3_ray.layers.linear import ColumnParallelLinear, RowParallelLinear
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.runner.model_runner import ModelRunner
 from qwen3_ray.runner.sampler import Sampler
@@ -26,6 +25,7 @@ Timed = Callable[..., object]
 REST = "loop"
 """The loop itself: what comes in, what has ended, figures of the engine."""
 FORWARD, HEAD = "forward", "head"
+LINEAR = f"{FORWARD}: linear"
 TO_FRONT = "to the front"
 KERNEL = "sample: kernel"
 PARTS = (
@@ -44,11 +44,14 @@ class SectionClock:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def wrap(self, name: str | Timed, function: Timed) -> Timed:
-        """`function` as a section; `name` may be made of its arguments."""
+        """`function` as a section; `name` may be made of the section around it and the arguments.
+
+        A section within one of the same name is a part of that.
+        """
 
         def timed(*args: object, **kwargs: object) -> object:
             self._pass()
-            self._open.append(name if isinstance(name, str) else str(name(*args)))
+            self._open.append(name if isinstance(name, str) else str(name(self._open[-1], *args)))
             try:
                 return function(*args, **kwargs)
             finally:
@@ -92,11 +95,13 @@ def place(name: str) -> tuple[int, str]:
     return PARTS.index(name if name in PARTS else FORWARD), name
 
 
-def _of_matrix(matrix: Matrix, _x: object) -> str:
-    return f"{FORWARD}: {matrix.name} {matrix.in_features} x {matrix.out_features}"
+def _of_linear(_around: str, linear: ColumnParallelLinear | RowParallelLinear, *_: object) -> str:
+    return f"{LINEAR} {linear.matrix.in_features} x {linear.matrix.out_features}"
 
 
-def _of_kernel(_pool: ThreadPool, kernel: Timed, *_: object) -> str:
+def _of_kernel(around: str, _pool: ThreadPool, kernel: Timed, *_: object) -> str:
+    if around == HEAD or around.startswith(LINEAR):
+        return around
     return KERNEL if kernel.__name__ == "sample_rows" else f"{FORWARD}: {kernel.__name__}"
 
 
@@ -110,8 +115,8 @@ _SECTIONS: tuple[tuple[object, str, str | Timed], ...] = (
     (Qwen3ForCausalLM, "compute_logits", HEAD),
     (Sampler, "sample", "sample: rows"),
     (ThreadPool, "run", _of_kernel),
-    (PackedMatrix, "matmul", _of_matrix),
-    (DenseMatrix, "matmul", _of_matrix),
+    (ColumnParallelLinear, "forward", _of_linear),
+    (RowParallelLinear, "forward", _of_linear),
     (VocabParallelEmbedding, "forward", f"{FORWARD}: embedding"),
     (TPGroup, "all_reduce", f"{FORWARD}: all_reduce"),
     (TPGroup, "gather", f"{FORWARD}: gather"),

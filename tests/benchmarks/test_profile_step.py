@@ -19,13 +19,13 @@ OVERHEAD = {part for part in PARTS if not is_model(part)}
 def test_a_section_is_timed_without_those_within_it() -> None:
     clock = SectionClock()
     spin = clock.wrap("inner", lambda count: sum(range(count)))
-    outer = clock.wrap(lambda count: f"outer of {count}", spin)
+    outer = clock.wrap(lambda around, count: f"{count} in {around}", spin)
     clock.lap()
     assert outer(1_000_000) == sum(range(1_000_000))
     with pytest.raises(TypeError):
         outer("what fails is closed as well")
     lap = clock.lap()
-    assert lap["inner"] > 20 * lap["outer of 1000000"] > 0
+    assert lap["inner"] > 20 * lap["1000000 in loop"] > 0
     assert lap["loop"] > 0
     assert set(clock.lap()) == {"loop"}
 
