@@ -91,7 +91,7 @@ def _scale(row: np.void) -> float:
     """What a distance of logits is multiplied by to be a power of 2; 0 at temperature 0."""
     if row["temperature"] == 0.0:
         return 0.0
-    return min(LOG2_E / row["temperature"], _MAX_SCALE)
+    return min(LOG2_E / np.float64(row["temperature"]), _MAX_SCALE)
 
 
 @callee
