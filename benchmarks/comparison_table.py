@@ -23,19 +23,9 @@ FACTS_HEAD = (
 def render(comparison: Comparison) -> str:
     """Both tables, each line of the first naming a case and a contender."""
     machine = comparison.machine
-    best = {
-        key: max(ceiling[key] for ceiling in comparison.ceilings)
-        for key in (comparison.ceilings[0] if comparison.ceilings else ())
-    }
     flags = ", ".join(map(str, _list(machine["flags"])))
     place = f"{machine['cpu']}, {machine['cores']} cores, {flags}"
-    lines = [f"{comparison.date}  commit {comparison.commit}  {place}"]
-    if best:
-        lines.append(
-            f"read {best['read_bytes_per_s'] / GB:.1f} GB/s, multiply-add "
-            f"{best['multiply_adds_flops'] / GB:.0f} GFLOP/s, GEMM "
-            f"{best['gemm_flops'] / GB:.0f} GFLOP/s (best of the rounds)"
-        )
+    lines = [f"{comparison.date}  commit {comparison.commit}  {place}", *_ceilings(comparison)]
     rows = [row for case in comparison.cases() for row in _case_rows(comparison, case)]
     facts = [_facts_row(entry) for entry in comparison.entries if entry.facts.version]
     problems = [
@@ -48,6 +38,25 @@ def render(comparison: Comparison) -> str:
         [*lines, "", *aligned([HEAD, *rows]), "", *aligned([FACTS_HEAD, *facts]), "",
          *(notes if any(row[-1].endswith("!") for row in rows) else []), *problems]
     ).rstrip()  # fmt: skip
+
+
+def _ceilings(comparison: Comparison) -> Iterator[str]:
+    """What the machine can do, and what is more of use for prefill than its limit."""
+    if not comparison.ceilings:
+        return
+    read, multiply_add, gemm = (
+        max(ceiling[key] for ceiling in comparison.ceilings)
+        for key in ("read_bytes_per_s", "multiply_adds_flops", "gemm_flops")
+    )
+    yield (
+        f"read {read / GB:.1f} GB/s, multiply-add {multiply_add / GB:.0f} GFLOP/s, "
+        f"matrix product {gemm / GB:.0f} GFLOP/s (best of the rounds)"
+    )
+    prefill = Case("prefill")
+    rate = comparison.median(comparison.ours, prefill, "tokens_per_s")
+    if rate is not None:
+        share = rate / comparison.limits[prefill.name] * max(multiply_add, gemm) / gemm
+        yield f"prefill of {comparison.ours} runs at {share:.0%} of that matrix product's rate"
 
 
 def _case_rows(comparison: Comparison, case: Case) -> Iterator[tuple[str, ...]]:

@@ -83,6 +83,17 @@ def test_the_table_names_figures_disturbances_and_who_is_missing() -> None:
     assert "c (offline): not installed" in lines
 
 
+def test_prefill_is_set_beside_the_matrix_product() -> None:
+    prefill = Case("prefill")
+    more = replace(
+        COMPARISON,
+        samples=[*SAMPLES, sample("ours", prefill, 0, tokens_per_s=100.0)],
+        limits=COMPARISON.limits | {prefill.name: 200.0},
+    )
+    # Half of a limit that counts on 200 GFLOP/s, where products reach 160.
+    assert "prefill of ours runs at 62% of" in comparison_table.render(more)
+
+
 def test_the_document_holds_every_sample_and_is_json() -> None:
     document = json.loads(json.dumps(COMPARISON.document()))
     assert len(document["samples"]) == len(SAMPLES)
