@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch._C import _distributed_c10d as c10d
 
 from qwen3_ray.config import EngineConfig
+from qwen3_ray.distributed.process_group import ProcessGroupCollectives
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.yarn import YarnScaling, default_attention_factor
 from qwen3_ray.model.model_config import DENSE_ARCHITECTURE, MOE_ARCHITECTURE, ModelConfig
@@ -176,7 +177,7 @@ class CountingTPGroup(TPGroup):
     @staticmethod
     def of(group: TPGroup) -> CountingTPGroup:
         """`group`, counting."""
-        return CountingTPGroup(group.rank, group.size, group.process_group, group.exact)
+        return CountingTPGroup(group.rank, group.size, group.collectives)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """See `TPGroup`."""
@@ -194,16 +195,19 @@ def run_ranks(
 ) -> list[T]:
     """Run `body` in one thread for each of `size` ranks; returns their results in rank order.
 
-    Ranks meet in memory. The first error of a rank is raised once all have ended; the others then
-    wait for at most `timeout_s`.
+    Ranks meet in memory; unless `exact`, gloo sums as it likes, for controls. The first error of a
+    rank is raised once all have ended; the others then wait for at most `timeout_s`.
     """
     store = c10d.HashStore()
 
     def rank_body(rank: int) -> T:
-        group = TPGroup.rendezvous(
-            store, rank, size, device=torch.device("cpu"), timeout_s=timeout_s, exact=exact
+        cpu = torch.device("cpu")
+        if exact:
+            return body(TPGroup.rendezvous(store, rank, size, device=cpu, timeout_s=timeout_s))
+        collectives = ProcessGroupCollectives.connect(
+            store, rank, size, device=cpu, timeout_s=timeout_s, exact=False
         )
-        return body(group)
+        return body(TPGroup(rank, size, collectives))
 
     with ThreadPoolExecutor(size) as executor:
         futures = [executor.submit(rank_body, rank) for rank in range(size)]

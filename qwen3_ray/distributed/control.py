@@ -1,4 +1,4 @@
-"""How rank 0 tells the other ranks what to compute: fixed int32 frames over a gloo group."""
+"""How rank 0 tells the other ranks what to compute: fixed int32 frames."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from enum import IntEnum
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch._C import _distributed_c10d as c10d
 
-from qwen3_ray.distributed.tp_group import build_process_group
+from qwen3_ray.distributed.collectives import Collectives, connect
+from qwen3_ray.distributed.process_group import ProcessGroupCollectives
 from qwen3_ray.errors import EngineError
 
 VERSION = 1
@@ -23,9 +22,6 @@ HEADER_SIZE = 10
 _MAX_INT32 = 2**31 - 1
 
 Int32s = NDArray[np.int32]
-
-_FROM_RANK_0 = c10d.BroadcastOptions()
-_FROM_RANK_0.rootRank = 0
 
 
 class Kind(IntEnum):
@@ -106,8 +102,8 @@ class StepControl:
     step, or a frame of another life, is noticed. Of one rank, everything is a no-op.
     """
 
-    def __init__(self, process_group: dist.ProcessGroup | None, rank: int, size: int) -> None:
-        self._group = process_group
+    def __init__(self, collectives: Collectives | None, rank: int, size: int) -> None:
+        self._collectives = collectives
         self.rank = rank
         self.size = size
         self._epoch = secrets.randbelow(_MAX_INT32) if rank == 0 else -1
@@ -115,11 +111,12 @@ class StepControl:
 
     @classmethod
     def rendezvous(
-        cls, store: c10d.Store, rank: int, size: int, *, timeout_s: float
+        cls, store: c10d.Store, rank: int, size: int, *, device: torch.device, timeout_s: float
     ) -> StepControl:
         """Meet the other ranks at `store`; blocks until all are there.
 
-        A rank that then waits for a frame longer than `timeout_s` seconds raises.
+        A rank that then waits for a frame longer than `timeout_s` seconds raises. Frames go through
+        the host's memory or sockets, whatever the `device` that steps run on.
 
         Raises:
             EngineError: the others did not come in time.
@@ -128,10 +125,8 @@ class StepControl:
             return cls(None, rank, size)
         store = c10d.PrefixStore("control", store)
         with group_errors("the ranks did not meet"):
-            group = build_process_group(
-                store, rank, size, torch.device("cpu"), timedelta(seconds=timeout_s)
-            )
-        return cls(group, rank, size)
+            collectives = _connect(store, rank, size, device, timeout_s)
+        return cls(collectives, rank, size)
 
     def send(self, kind: Kind, arrays: StepArrays | None = None) -> None:
         """On rank 0: give the other ranks a frame; `arrays` belong to `STEP` alone.
@@ -139,7 +134,7 @@ class StepControl:
         Raises:
             EngineError: a rank is gone.
         """
-        if self._group is None:
+        if self._collectives is None:
             return
         header = np.zeros(HEADER_SIZE, np.int32)
         header[:4] = VERSION, self._epoch, self._step, kind
@@ -174,18 +169,17 @@ class StepControl:
         Raises:
             EngineError: a rank is gone.
         """
-        if self._group is None:
+        if self._collectives is None:
             return (value,)
-        values = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
         with group_errors():
-            self._group.allgather([values], [torch.tensor([value])]).wait()
+            values = self._collectives.all_gather(torch.tensor([value]))
         return tuple(int(tensor) for tensor in values)
 
     def _broadcast(self, values: Int32s) -> None:
-        if self._group is None:
+        if self._collectives is None:
             raise EngineError("a group of one rank has no frames")
         with group_errors():
-            self._group.broadcast([torch.from_numpy(values)], _FROM_RANK_0).wait()
+            self._collectives.broadcast(torch.from_numpy(values))
 
     def _check(self, header: Int32s) -> Kind:
         version, epoch, step, kind = (int(word) for word in header[:4])
@@ -201,6 +195,16 @@ class StepControl:
             raise EngineError(f"step frame is damaged: {header.tolist()}")
         self._step = (self._step + 1) & _MAX_INT32
         return Kind(kind)
+
+
+def _connect(
+    store: c10d.Store, rank: int, size: int, device: torch.device, timeout_s: float
+) -> Collectives:
+    host = torch.device("cpu")
+    if device.type == "cpu":
+        return connect(store, rank, size, device=host, timeout_s=timeout_s)
+    # What goes through memory is compiled, which a GPU's ranks need for nothing else.
+    return ProcessGroupCollectives.connect(store, rank, size, device=host, timeout_s=timeout_s)
 
 
 def _parts(arrays: StepArrays) -> list[Int32s]:

@@ -197,7 +197,9 @@ def main() -> int:
         serve_rank(args.config, args.rank, rendezvous_dir=args.rendezvous_dir)
     except Qwen3RayError as error:
         sys.stderr.write(f"rank {args.rank}: {error}\n")
-        return 1
+        sys.stderr.flush()
+        # Now, not after an interpreter's slow end: rank 0 will look for an ended process.
+        os._exit(1)
     return 0
 
 

@@ -20,7 +20,7 @@ CONNECT_TIMEOUT_S = 180.0
 """How long the first rank waits for the last one's process."""
 GROUP_TIMEOUT_S = 300.0
 """How long a rank waits for another in a collective. A dead rank is noticed at once, by its
-closed connections; this is for one that hangs, and must cover uneven loading."""
+freed lock or closed connections; this is for one that hangs, and must cover uneven loading."""
 _POLL_S = 0.02
 
 
@@ -52,7 +52,9 @@ class Rendezvous:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         store = c10d.FileStore(str(self.directory / "store"), size)
         self._wait_for_all(store, on_progress)
-        control = StepControl.rendezvous(store, rank, size, timeout_s=GROUP_TIMEOUT_S)
+        control = StepControl.rendezvous(
+            store, rank, size, device=device, timeout_s=GROUP_TIMEOUT_S
+        )
         with group_errors("the ranks did not meet"):
             tp = TPGroup.rendezvous(
                 store, rank, size, device=device, timeout_s=GROUP_TIMEOUT_S, exact=exact

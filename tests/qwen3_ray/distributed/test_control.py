@@ -11,6 +11,8 @@ import torch.distributed as dist
 from qwen3_ray.distributed.control import HEADER_SIZE, VERSION, Kind, StepArrays, StepControl
 from qwen3_ray.errors import EngineError
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
@@ -22,7 +24,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 def controls(pool: ThreadPoolExecutor) -> tuple[StepControl, StepControl]:
     store = dist.HashStore()
     futures: list[Future[StepControl]] = [
-        pool.submit(StepControl.rendezvous, store, rank, 2, timeout_s=10) for rank in range(2)
+        pool.submit(StepControl.rendezvous, store, rank, 2, device=CPU, timeout_s=10)
+        for rank in range(2)
     ]
     return futures[0].result(), futures[1].result()
 
@@ -93,8 +96,8 @@ def test_a_frame_that_cannot_be_right_is_refused(
     header[:4] = torch.tensor([VERSION, leader._epoch, 1, Kind.NOOP])
     header[word] = value
     received = pool.submit(follower.receive)
-    assert leader._group is not None
-    leader._group.broadcast(header, 0).wait()
+    assert leader._collectives is not None
+    leader._collectives.broadcast(header)
     with pytest.raises(EngineError, match=problem):
         received.result()
 
@@ -110,7 +113,8 @@ def test_every_rank_learns_the_values_of_all(
 def test_a_rank_that_nobody_speaks_to_raises(pool: ThreadPoolExecutor) -> None:
     store = dist.HashStore()
     futures = [
-        pool.submit(StepControl.rendezvous, store, rank, 2, timeout_s=0.5) for rank in range(2)
+        pool.submit(StepControl.rendezvous, store, rank, 2, device=CPU, timeout_s=0.5)
+        for rank in range(2)
     ]
     leader, follower = futures[0].result(), futures[1].result()
     with pytest.raises(EngineError, match="gone or silent"):
@@ -119,7 +123,7 @@ def test_a_rank_that_nobody_speaks_to_raises(pool: ThreadPoolExecutor) -> None:
 
 
 def test_alone_there_is_nobody_to_tell() -> None:
-    control = StepControl.rendezvous(dist.HashStore(), 0, 1, timeout_s=1)
+    control = StepControl.rendezvous(dist.HashStore(), 0, 1, device=CPU, timeout_s=1)
     control.send(Kind.STEP, make_arrays())
     assert control.values_of_ranks(3) == (3,)
     with pytest.raises(EngineError):
