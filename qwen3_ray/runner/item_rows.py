@@ -19,11 +19,12 @@ _NOTHING_LEFT = (
 
 
 class ItemRows(NamedTuple):
-    """The rows of `item`: those that score its prompt, then those that sample."""
+    """The rows of `item`: from `start` on those that score its prompt, then those that sample."""
 
     item: ScheduledRequest
-    prompt: range
-    sampled: range
+    start: int
+    num_scored: int
+    num_sampled: int
     problem: str | None
     """Why nothing can be sampled, whatever the logits are."""
     constraints: Constraints | None
@@ -31,18 +32,24 @@ class ItemRows(NamedTuple):
 
     def result(self, outcome: Outcome, token_ids: Sequence[int]) -> Sampled:
         """What the request gets; `token_ids` are those of `outcome`."""
-        if NUMERICAL_ERROR in [token_ids[row] for row in (*self.prompt, *self.sampled[:1])]:
+        params = self.item.request.params
+        first = self.start + self.num_scored
+        if self.num_sampled == 1 and not self.num_scored and params.logprobs is None:
+            token_id = token_ids[first]  # what most requests get, in no more than it takes
+            if token_id >= 0 and self.problem is None:
+                return Sampled((token_id,))
+        prompt, sampled = range(self.start, first), range(first, first + self.num_sampled)
+        if NUMERICAL_ERROR in [token_ids[row] for row in (*prompt, *sampled[:1])]:
             return Sampled(problem=_NOT_FINITE)
         if self.problem is not None:
             return Sampled(problem=self.problem)
-        if self.sampled and token_ids[self.sampled[0]] == NOTHING_ALLOWED:
+        if sampled and token_ids[first] == NOTHING_ALLOWED:
             return self._without_token()
-        params = self.item.request.params
-        kept = self.sampled[: self._num_right(token_ids)]
+        kept = sampled[: self._num_right([token_ids[row] for row in sampled])]
         return Sampled(
             token_ids=tuple(token_ids[row] for row in kept),
             logprobs=logprobs_of(outcome, kept, params.logprobs),
-            prompt_logprobs=logprobs_of(outcome, self.prompt, params.prompt_logprobs),
+            prompt_logprobs=logprobs_of(outcome, prompt, params.prompt_logprobs),
         )
 
     def _without_token(self) -> Sampled:
@@ -54,16 +61,16 @@ class ItemRows(NamedTuple):
             return Sampled(problem=str(error))
         return Sampled(problem=_NOTHING_LEFT)
 
-    def _num_right(self, token_ids: Sequence[int]) -> int:
-        """How many rows to keep: drafts are right as long as they are what their row samples.
+    def _num_right(self, sampled: Sequence[int]) -> int:
+        """How many to keep of what the rows gave: drafts are right as long as they are that.
 
         A row that gives no token is no end: the next step begins with it, and ends with it too.
         """
         drafts = self.item.request.draft_token_ids[: self.item.num_drafts]
-        for index, (row, draft) in enumerate(zip(self.sampled, drafts, strict=False)):
-            if token_ids[row] < 0:
+        for index, (token_id, draft) in enumerate(zip(sampled, drafts, strict=False)):
+            if token_id < 0:
                 return index
-            if token_ids[row] != draft:
+            if token_id != draft:
                 return index + 1
-        last_gives = self.sampled and token_ids[self.sampled[-1]] >= 0
-        return len(self.sampled) if last_gives else max(0, len(self.sampled) - 1)
+        last_gives = sampled and sampled[-1] >= 0
+        return len(sampled) if last_gives else max(0, len(sampled) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from weakref import WeakKeyDictionary
 
@@ -19,8 +20,10 @@ from qwen3_ray.runner.item_rows import ItemRows
 from qwen3_ray.runner.sampling_rows import (
     NO_EDITS,
     Outcome,
+    RowEdits,
     SamplingRows,
     SamplingRowsBuilder,
+    packed_row,
 )
 
 METHOD = (
@@ -30,6 +33,17 @@ METHOD = (
 """Names the way of sampling in the numerics fingerprint."""
 _WORD_BITS = 32
 _OPERATIONS_PER_LOGIT = 10
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What of a request is the same in all steps."""
+
+    row: bytes
+    """See `packed_row`."""
+    is_constrained: bool
+    constraints: Constraints | None = None
+    """None before its first token, and where they cannot be made."""
 
 
 class Sampler:
@@ -50,7 +64,7 @@ class Sampler:
         self._num_valid_token_ids = num_valid_token_ids
         self._eos_token_ids = eos_token_ids
         self._grammars = grammars
-        self._constraints: WeakKeyDictionary[RequestState, Constraints] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[RequestState, _Kept] = WeakKeyDictionary()
         self._cpu: _CpuSampling | None = None
         if device.type == "cpu":
             self._cpu = _CpuSampling()
@@ -79,35 +93,49 @@ class Sampler:
     def _add_rows(self, item: ScheduledRequest, builder: SamplingRowsBuilder) -> ItemRows:
         """Add one row for each of the item's logits."""
         request, start = item.request, len(builder)
-        for position in item.prompt_logprob_rows:
-            builder.score(request.token_ids[position + 1], request.params.prompt_logprobs or 0)
-        middle = len(builder)
-        problem, constraints, edits = None, None, [NO_EDITS] * item.num_sampled_rows
-        if item.samples and has_constraints(request.params):
-            try:
-                constraints = self._constraints_of(request, builder.num_words)
-                edits = constraints.edits(request, request.draft_token_ids[: item.num_drafts])
-            except RequestError as error:
-                problem, edits = str(error), []
-        for num_drafts, row_edits in enumerate(edits):
-            builder.sample(request, num_drafts, row_edits)
+        if request.params.prompt_logprobs is not None:
+            for position in item.prompt_logprob_rows:
+                builder.score(request.token_ids[position + 1], request.params.prompt_logprobs)
+        num_scored, num_sampled = len(builder) - start, item.num_sampled_rows
+        if num_sampled == 0:
+            return ItemRows(item, start, num_scored, 0, None, None)
+        kept = self._kept.get(request)
+        if kept is None:
+            kept = self._kept[request] = _Kept(packed_row(request), has_constraints(request.params))
+        problem = None
+        if kept.is_constrained:
+            problem = self._add_edited(item, kept, builder)
+        else:
+            for position in range(request.num_tokens, request.num_tokens + num_sampled):
+                builder.sample(kept.row, position, NO_EDITS)
+        return ItemRows(item, start, num_scored, num_sampled, problem, kept.constraints)
+
+    def _add_edited(
+        self, item: ScheduledRequest, kept: _Kept, builder: SamplingRowsBuilder
+    ) -> str | None:
+        """Add the rows that sample for a request with constraints; why nothing can be sampled."""
+        request, problem = item.request, None
+        edits: list[RowEdits] = []
+        try:
+            if kept.constraints is None:
+                kept.constraints = self._make_constraints(request, builder.num_words)
+            edits = kept.constraints.edits(request, request.draft_token_ids[: item.num_drafts])
+        except RequestError as error:
+            problem = str(error)
+        for position, row_edits in enumerate(edits, request.num_tokens):
+            builder.sample(kept.row, position, row_edits)
         for _ in range(item.num_sampled_rows - len(edits)):
             builder.skip()
-        sampled = range(middle, len(builder))
-        return ItemRows(item, range(start, middle), sampled, problem, constraints)
+        return problem
 
-    def _constraints_of(self, request: RequestState, num_words: int) -> Constraints:
+    def _make_constraints(self, request: RequestState, num_words: int) -> Constraints:
         """Raises RequestError: the output has a form that cannot be followed."""
-        constraints = self._constraints.get(request)
-        if constraints is None:
-            constraints = Constraints(
-                request,
-                eos_token_ids=self._eos_token_ids,
-                grammar=self._grammar_masks(request, num_words),
-                num_words=num_words,
-            )
-            self._constraints[request] = constraints
-        return constraints
+        return Constraints(
+            request,
+            eos_token_ids=self._eos_token_ids,
+            grammar=self._grammar_masks(request, num_words),
+            num_words=num_words,
+        )
 
     def _grammar_masks(self, request: RequestState, num_words: int) -> GrammarMasks | None:
         spec = request.params.structured_outputs

@@ -11,6 +11,7 @@ drawn. Edited logits are computed in float64 and kept in float32.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -43,7 +44,7 @@ ROW = np.dtype(
         ("repetition", np.float64),
         ("frequency", np.float64),
         ("presence", np.float64),
-        ("is_edited", np.int64),  # whether any of the following is set
+        ("is_edited", np.int64),  # whether any of the following, to the end, is set
         ("mask", np.int64),  # index into the masks; -1 for none
         ("bans_start", np.int64),
         ("bans_stop", np.int64),
@@ -53,6 +54,9 @@ ROW = np.dtype(
         ("seen_stop", np.int64),
     ]
 )
+_PACKED_ROW = struct.Struct("=qqddqdqqqdddqqqqqqqq")
+_NO_EDIT = (0, -1, 0, 0, 0, 0, 0, 0)  # a row's last fields
+_NOT_SAMPLED = (0.0, math.inf, 0, 1.0, 0, 0, 0, 1.0, 0.0, 0.0, *_NO_EDIT)
 BIAS = np.dtype([("token_id", np.int64), ("bias", np.float64)])
 SEEN = np.dtype([("token_id", np.int64), ("num_in_output", np.int64), ("in_prompt", np.int64)])
 
@@ -123,12 +127,18 @@ class Outcome(NamedTuple):
 
 
 class SamplingRowsBuilder:
-    """Gathers the rows of a step, in the order of their logits."""
+    """Gathers the rows of a step, in the order of their logits.
+
+    A row that is not edited costs no more than to append its bytes and its position.
+    """
 
     def __init__(self, num_words: int) -> None:
         """`num_words`: of each mask."""
         self.num_words = num_words
-        self._rows: list[tuple[float, ...]] = []
+        self._rows: list[bytes] = []
+        self._positions: list[int] = []
+        self._edited: list[int] = []
+        self._edits: list[tuple[int, ...]] = []
         self._masks: list[Int32s] = []
         self._bans: list[int] = []
         self._biases: list[Records] = []
@@ -141,18 +151,23 @@ class SamplingRowsBuilder:
 
     def score(self, token_id: int, num_top: int) -> None:
         """Add a row that tells how likely `token_id` was."""
-        self._rows.append((token_id, num_top, *_NOT_SAMPLED))
+        self._rows.append(_PACKED_ROW.pack(token_id, num_top, *_NOT_SAMPLED))
+        self._positions.append(0)
 
     def skip(self) -> None:
         """Add a row of no interest."""
-        self._rows.append((SKIP, -1, *_NOT_SAMPLED))
+        self.score(SKIP, -1)
 
-    def sample(self, request: RequestState, num_drafts: int, edits: RowEdits) -> None:
-        """Add a row that samples what follows `request`'s tokens and `num_drafts` drafts.
+    def sample(self, row: bytes, position: int, edits: RowEdits) -> None:
+        """Add a row that samples the token at `position`; `row` is what `packed_row` gave."""
+        if edits is not NO_EDITS:
+            self._edited.append(len(self._rows))
+            self._edits.append(self._add_edits(edits))
+        self._rows.append(row)
+        self._positions.append(position)
 
-        The request's seed must be drawn.
-        """
-        params = request.params
+    def _add_edits(self, edits: RowEdits) -> tuple[int, ...]:
+        """Fields of a row, from `is_edited` on."""
         mask = -1
         if edits.mask is not None:
             mask = len(self._masks)
@@ -165,36 +180,19 @@ class SamplingRowsBuilder:
         if edits.seen.size:
             self._seen.append(edits.seen)
             self._num_seen += edits.seen.size
-        self._rows.append(
-            (
-                SAMPLE,
-                -1 if params.logprobs is None else params.logprobs,
-                params.temperature,
-                max_gap(params),
-                params.top_k,
-                params.top_p,
-                params.seed or 0,
-                request.num_tokens + num_drafts,
-                request.choice,
-                params.repetition_penalty,
-                params.frequency_penalty,
-                params.presence_penalty,
-                edits is not NO_EDITS,
-                mask,
-                starts[0],
-                len(self._bans),
-                starts[1],
-                self._num_biases,
-                starts[2],
-                self._num_seen,
-            )
-        )
+        stops = (len(self._bans), self._num_biases, self._num_seen)
+        return (1, mask, starts[0], stops[0], starts[1], stops[1], starts[2], stops[2])
 
     def build(self) -> SamplingRows:
         """Everything added so far."""
+        rows = np.frombuffer(bytearray(b"".join(self._rows)), ROW)
+        rows["position"] = self._positions
+        if self._edits:
+            words = rows.view(np.int64).reshape(len(rows), -1)
+            words[self._edited, -len(_NO_EDIT) :] = self._edits
         masks = np.array(self._masks, np.int32) if self._masks else np.empty(0, np.int32)
         return SamplingRows(
-            rows=np.array(self._rows, ROW),
+            rows=rows,
             masks=masks.reshape(-1, self.num_words),
             bans=np.array(self._bans, np.int64),
             biases=np.concatenate((NO_BIASES, *self._biases)),
@@ -202,7 +200,27 @@ class SamplingRowsBuilder:
         )
 
 
-_NOT_SAMPLED = (0.0, math.inf, 0, 1.0, 0, 0, 0, 1.0, 0.0, 0.0, 0, -1, 0, 0, 0, 0, 0, 0)
+def packed_row(request: RequestState) -> bytes:
+    """A row that samples for `request`, whose seed must be drawn, at position 0 and without edits.
+
+    What is in it is the same in all steps.
+    """
+    params = request.params
+    return _PACKED_ROW.pack(
+        SAMPLE,
+        -1 if params.logprobs is None else params.logprobs,
+        params.temperature,
+        max_gap(params),
+        params.top_k,
+        params.top_p,
+        params.seed or 0,
+        0,
+        request.choice,
+        params.repetition_penalty,
+        params.frequency_penalty,
+        params.presence_penalty,
+        *_NO_EDIT,
+    )
 
 
 def max_gap(params: SamplingParams) -> float:
