@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from qwen3_ray.sampling_params import SamplingParams
 
@@ -50,9 +51,8 @@ class TokenLogprobs:
     """The likeliest ids with their logprobs, in order of rank, as many as were asked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenDelta:
-    """What one engine step added to one request.
+class TokenDelta(NamedTuple):
+    """What one engine step added to one request. A tuple: each step makes one for each request.
 
     `stop_reason` is the stop token id or stop string that ended the output (None for EOS);
     `error` tells what went wrong when `finish_reason` is `ERROR`, and `error_param` which field

@@ -34,14 +34,18 @@ class EndRules:
 
         End-of-text and stop tokens up to the `min_tokens`-th token are tokens like others.
         """
-        params = request.params
-        if request.num_output_tokens > params.min_tokens:
+        params, num_tokens = request.params, len(request.token_ids)
+        num_output_tokens = num_tokens - request.prompt_len
+        if num_output_tokens > params.min_tokens:
             token_id = request.token_ids[-1]
             if token_id in self._eos_token_ids and not params.ignore_eos:
                 return End(FinishReason.STOP)
             if token_id in params.stop_token_ids:
                 return End(FinishReason.STOP, token_id)
-        if self.num_tokens_left(request) <= 0:
+        max_tokens = params.max_tokens
+        if num_tokens >= self._max_len or (
+            max_tokens is not None and num_output_tokens >= max_tokens
+        ):
             return End(FinishReason.LENGTH)
         return None
 

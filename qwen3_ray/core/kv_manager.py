@@ -108,14 +108,15 @@ class KVManager:
         was granted before takes nothing.
         """
         num_tokens = request.num_computed_tokens + num_new_tokens
+        if num_tokens <= len(request.block_ids) * self.block_size:
+            return True
         num_missing = self._num_blocks(num_tokens) - len(request.block_ids)
         if num_missing > self._pool.num_free:
             return False
-        if num_missing > 0:
-            block_ids = self._pool.allocate(num_missing)
-            for block_id in block_ids:
-                self._cache.forget(block_id)
-            request.block_ids += block_ids
+        block_ids = self._pool.allocate(num_missing)
+        for block_id in block_ids:
+            self._cache.forget(block_id)
+        request.block_ids += block_ids
         return True
 
     def advance(self, request: RequestState, num_new_tokens: int) -> list[bytes]:

@@ -142,14 +142,15 @@ class Scheduler:
 
     def _grow_decodes(self) -> list[RequestState]:
         """The requests of which one known token is to be computed, with room for it."""
+        running = self._table.running
         decodes: list[RequestState] = []
-        for request in list(self._table.running):
+        for index, request in enumerate(list(running)):
             if request.num_pending_tokens > 1:
                 continue
-            # A preempted request takes no part, nor do those after it: they left before it.
+            # Preempted requests take no part: the last ones, so that those after them left too.
             if (
                 len(decodes) == self._max_num_batched_tokens
-                or request.request_id not in self._table.running
+                or index >= len(running)
                 or not self._grow_or_preempt(request)
             ):
                 break
@@ -271,18 +272,20 @@ class Scheduler:
             self._table.remove(request.request_id)
             return make_delta(request, End(FinishReason.ERROR), error=result.problem)
         num_rows = len(item.prompt_logprob_rows)
-        num_known = item.num_new_tokens - item.num_drafts
-        num_accepted = result.count_accepted(request.draft_token_ids[: item.num_drafts])
+        num_computed, num_drafts = item.num_new_tokens, item.num_drafts
         num_appended, end = 0, None
         if item.samples:
             num_appended, end = self._rules.append(request, result)
-        # An accepted draft that was not appended is no token of the request.
-        self._table.advance(request, num_known + min(num_accepted, num_appended))
+        if num_drafts > 0:
+            num_right = result.count_accepted(request.draft_token_ids[:num_drafts])
+            # An accepted draft that was not appended is no token of the request.
+            num_accepted = min(num_right, num_appended)
+            num_computed += num_accepted - num_drafts
+            self.totals.num_draft_tokens += num_drafts
+            self.totals.num_accepted_tokens += num_accepted
+            self._drafting.observe(request, num_drafts, num_right)
+        self._table.advance(request, num_computed)
         request.num_prompt_logprobs += num_rows
-        if item.num_drafts > 0:
-            self._drafting.observe(request, item.num_drafts, num_accepted)
-            self.totals.num_draft_tokens += item.num_drafts
-            self.totals.num_accepted_tokens += min(num_accepted, num_appended)
         if end is not None:
             self._table.remove(request.request_id)
         if end is None and not num_appended and not result.prompt_logprobs:

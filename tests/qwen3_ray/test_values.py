@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -231,9 +230,10 @@ VALUES = [
 def test_values_survive_pickling_and_cannot_be_changed(value: object) -> None:
     twin = pickle.loads(pickle.dumps(value))
     assert twin == value
-    field = next(iter(value.__dataclass_fields__))  # type: ignore[attr-defined]
-    with pytest.raises(FrozenInstanceError):
-        setattr(twin, field, None)
+    is_tuple = isinstance(value, tuple)
+    names = getattr(value, "_fields" if is_tuple else "__dataclass_fields__")
+    with pytest.raises(AttributeError):  # of which a dataclass's own error is a kind
+        setattr(twin, next(iter(names)), None)
 
 
 def test_usage_adds_up() -> None:
