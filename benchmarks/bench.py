@@ -6,7 +6,8 @@
 
 Each round asks each contender for everything once, so that the machine's moods meet all alike;
 figures are medians over the rounds. Engines stay up between their turns and are watched for what
-they use meanwhile. `benchmarks/peers/work.py` defines the work. Results go to benchmarks/results/.
+they use meanwhile; servers, which are never quite idle, are started for each turn. What the work is
+stands in `benchmarks/peers/work.py`. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ class Participant:
     contender: Contender
     phase: str
     num_rounds: int
+    stays: bool = True
+    """Up from the first round to its last; else started for each turn."""
     problem: str | None = None
-    _cpu_at_rest: float | None = None
+    _cpu_at_rest: float = 0.0
     _rest_began: float = 0.0
 
     def entry(self) -> Entry:
@@ -55,25 +58,36 @@ class Participant:
         """Run some of its work; it is out for the rest of the phase when that fails."""
         try:
             work()
-        except (ContenderError, OSError, ValueError) as error:
+        except (ContenderError, OSError, LookupError, ValueError) as error:
             self.problem = str(error)
             print(f"  {self.contender.name} is out: {error}", flush=True)
             self.contender.close()
 
+    def start(self) -> None:
+        """Until it can work."""
+        print(f"{self.phase}: starting {self.contender.name}", flush=True)
+        self.attempt(self.contender.start)
+        self.rest()
+
     def rest(self) -> None:
         """Its turn has ended."""
         pid = self.contender.pid
-        if pid is not None:
-            self.contender.facts.memory.look(pid)
+        if pid is None:
+            return
+        self.contender.facts.memory.look(pid)
+        if self.stays:
             self._cpu_at_rest, self._rest_began = cpu_seconds(pid), time.perf_counter()
+        else:
+            self.contender.close()
 
     def wake(self) -> None:
         """Its turn begins: note what it used while it should have used nothing."""
-        pid = self.contender.pid
-        if pid is not None and self._cpu_at_rest is not None:
-            used = cpu_seconds(pid) - self._cpu_at_rest
-            cores = used / (time.perf_counter() - self._rest_began)
+        if not self.stays:
+            self.attempt(self.contender.start)
+        elif self.contender.pid is not None:
+            used = cpu_seconds(self.contender.pid) - self._cpu_at_rest
             facts = self.contender.facts
+            cores = used / (time.perf_counter() - self._rest_began)
             facts.idle_cores = max(facts.idle_cores, cores)
 
 
@@ -88,12 +102,11 @@ class Run:
     entries: list[Entry] = field(default_factory=list)
 
     def phase(self, participants: Sequence[Participant], cases: Sequence[Case]) -> None:
-        """Start all, measure all in rounds, end all."""
+        """Start those who stay, measure all in rounds, end all."""
         try:
             for participant in participants:
-                print(f"{participant.phase}: starting {participant.contender.name}", flush=True)
-                participant.attempt(participant.contender.start)
-                participant.rest()
+                if participant.stays:
+                    participant.start()
             for number in range(max((p.num_rounds for p in participants), default=0)):
                 self.ceilings.append(self.measure_ceilings())
                 for participant in participants:
@@ -104,16 +117,14 @@ class Run:
                 self.entries.append(participant.entry())
 
     def _turn(self, participant: Participant, cases: Sequence[Case], number: int) -> None:
-        if participant.problem is not None:
-            return
-        if number >= participant.num_rounds:
+        if participant.problem is None and number < participant.num_rounds:
+            participant.wake()
+            for case in cases:
+                if participant.problem is None:
+                    participant.attempt(lambda case=case: self._measure(participant, case, number))
+            participant.rest()
+        if number + 1 >= participant.num_rounds:
             participant.contender.close()
-            return
-        participant.wake()
-        for case in cases:
-            if participant.problem is None:
-                participant.attempt(lambda case=case: self._measure(participant, case, number))
-        participant.rest()
 
     def _measure(self, participant: Participant, case: Case, number: int) -> None:
         name = participant.contender.name
@@ -141,7 +152,7 @@ def compare(
             if phase == "http" and name not in SERVERS:
                 continue
             num_rounds = min(rounds, slow_rounds) if WEIGHTS[name] == SLOW_WEIGHTS else rounds
-            participant = Participant(make(name), phase, num_rounds)
+            participant = Participant(make(name), phase, num_rounds, stays=phase == "offline")
             if is_installed(name):
                 participants.append(participant)
             else:

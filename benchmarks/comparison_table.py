@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 from benchmarks.comparison import Comparison, Entry
@@ -87,8 +88,8 @@ def _facts_row(entry: Entry) -> tuple[str, ...]:
         entry.phase,
         entry.name,
         facts.version,
-        _number(facts.start_s, "{:.1f}"),
-        _number(facts.load_s, "{:.1f}"),
+        _median(facts.start_s),
+        _median(facts.load_s),
         f"{facts.memory.rss / GB:.2f}",
         f"{facts.memory.anonymous / GB:.2f}",
         f"{facts.idle_cores:.2f}",
@@ -109,6 +110,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _number(value: float | None, form: str, factor: float = 1.0) -> str:
     return "" if value is None else form.format(value * factor)
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.1f}" if values else ""
 
 
 def _ratio(value: float | None) -> str:

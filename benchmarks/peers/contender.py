@@ -22,9 +22,9 @@ class Facts:
     """What is known of a contender beside its speed."""
 
     version: str = ""
-    start_s: float | None = None
-    """From the start of the process to ready; None where no process stays."""
-    load_s: float | None = None
+    start_s: list[float] = field(default_factory=list)
+    """Of each start: from the process's beginning to ready; empty where none is of use."""
+    load_s: list[float] = field(default_factory=list)
     """The part of it after the imports, where it is known."""
     memory: PeakMemory = field(default_factory=PeakMemory)
     idle_cores: float = 0.0

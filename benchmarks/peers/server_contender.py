@@ -1,4 +1,4 @@
-"""An engine behind its HTTP server, which stays up over the rounds."""
+"""An engine behind its HTTP server, which is there for its own turn alone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ServerContender:
             )
         with self.facts.memory.watching(self._process.pid):
             self._wait_ready(self._process)
-        self.facts.start_s = time.perf_counter() - start
+        self.facts.start_s.append(time.perf_counter() - start)
         self._run(
             PromptSource(self._work, seed="warm-up").take(1, self._work.prompt_len), WARM_UP_TOKENS
         )

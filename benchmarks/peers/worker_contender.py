@@ -59,9 +59,9 @@ class WorkerContender:
             )
         with self.facts.memory.watching(self._process.pid):
             ready = self._answer(self._process)
-        self.facts.start_s = time.perf_counter() - start
+        self.facts.start_s.append(time.perf_counter() - start)
         self.facts.version = str(ready["version"])
-        self.facts.load_s = float(str(ready["ready_s"]))
+        self.facts.load_s.append(float(str(ready["ready_s"])))
         prompts = PromptSource(self._work, seed="warm-up")
         self._generate(prompts.take(1, WARM_UP_LEN), 4)
         self._generate(prompts.take(1, self._work.prefill_len), 1)

@@ -48,7 +48,7 @@ def test_rates_are_those_of_the_definitions(worker: WorkerContender) -> None:
     worker.start()
     try:
         assert worker.facts.version == "1.2"
-        assert worker.facts.load_s == 0.25
+        assert worker.facts.load_s == [0.25]
         assert worker.pid
         prompts = PromptSource(WORK, seed="0")
         prefill = worker.measure(Case("prefill"), prompts)
