@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.link.logprobs import logprobs_message
 from protos.v1 import link_pb2 as link
-from qwen3_ray.request import FinishReason, TokenDelta, TokenLogprobs
+from qwen3_ray.request import FinishReason, TokenDelta
 
 if TYPE_CHECKING:  # the engine loads torch, the front never does
     from qwen3_ray.engine.stats import EngineInfo, EngineStats
@@ -20,6 +20,8 @@ _TO_WIRE: dict[FinishReason | None, link.FinishReason] = {
     FinishReason.ERROR: link.ERROR,
 }
 _FROM_WIRE = {value: key for key, value in _TO_WIRE.items()}
+_FIRST_RARE = TokenDelta._fields.index("logprobs")
+_NOTHING_RARE = TokenDelta(request_id="")[_FIRST_RARE:]
 
 
 def finish_of(reason: link.FinishReason) -> FinishReason | None:
@@ -29,8 +31,7 @@ def finish_of(reason: link.FinishReason) -> FinishReason | None:
 
 def step_event(deltas: Sequence[TokenDelta], stats: EngineStats) -> link.EngineEvent:
     """One step of the engine."""
-    return link.EngineEvent(
-        deltas=[_delta(delta) for delta in deltas],
+    event = link.EngineEvent(
         stats=link.EngineStats(
             num_waiting_tokens=stats.num_waiting_tokens,
             num_running=stats.num_running,
@@ -46,25 +47,26 @@ def step_event(deltas: Sequence[TokenDelta], stats: EngineStats) -> link.EngineE
             num_accepted_tokens=stats.num_accepted_tokens,
         ),
     )
+    for delta in deltas:
+        message = event.deltas.add(request_id=delta.request_id, token_ids=delta.token_ids)
+        if delta[_FIRST_RARE:] != _NOTHING_RARE:  # an empty field costs time, too
+            _add_rare(message, delta)
+    return event
 
 
-def _delta(delta: TokenDelta) -> link.EngineDelta:
-    return link.EngineDelta(
-        request_id=delta.request_id,
-        token_ids=delta.token_ids,
-        finish_reason=_TO_WIRE[delta.finish_reason],
-        stop_token_id=delta.stop_reason if isinstance(delta.stop_reason, int) else None,
-        error=delta.error,
-        error_param=delta.error_param,
-        logprobs=_logprobs(delta.logprobs),
-        prompt_logprobs=_logprobs(delta.prompt_logprobs),
-        num_cached_tokens=delta.num_cached_tokens,
+def _add_rare(message: link.EngineDelta, delta: TokenDelta) -> None:
+    """What most deltas of a running stream do not have."""
+    message.MergeFrom(
+        link.EngineDelta(
+            finish_reason=_TO_WIRE[delta.finish_reason],
+            stop_token_id=delta.stop_reason if isinstance(delta.stop_reason, int) else None,
+            error=delta.error,
+            error_param=delta.error_param,
+            logprobs=map(logprobs_message, delta.logprobs),
+            prompt_logprobs=map(logprobs_message, delta.prompt_logprobs),
+            num_cached_tokens=delta.num_cached_tokens,
+        )
     )
-
-
-def _logprobs(entries: Sequence[TokenLogprobs]) -> list[link.TokenLogprobs] | None:
-    """None for the usual request, which wants none: an empty field costs time, too."""
-    return [logprobs_message(entry) for entry in entries] if entries else None
 
 
 def ready_event(info: EngineInfo) -> link.EngineEvent:
