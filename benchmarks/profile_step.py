@@ -37,7 +37,6 @@ from qwen3_ray.engine.group_executor import GroupExecutor
 from qwen3_ray.engine.loop import EngineLoop
 from qwen3_ray.engine.rank import build_engine
 from qwen3_ray.engine.stats import EngineInfo, EngineStats
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.request import GenerateRequest, TokenDelta
 from qwen3_ray.runner.model_runner import ModelRunner
 from qwen3_ray.runner.sampler import Sampler
@@ -67,7 +66,7 @@ class GivenLogits(ModelRunner):
 
     def execute(self, arrays: StepArrays) -> torch.Tensor:
         """See `ModelRunner`."""
-        return self._logits[: arrays.num_padded_logits]
+        return self._logits[: arrays.num_logits]
 
 
 def engine_of_logits(num_requests: int, prompt_len: int) -> Engine:
@@ -78,7 +77,6 @@ def engine_of_logits(num_requests: int, prompt_len: int) -> Engine:
         control=StepControl(None, 0, 1),
         runner=GivenLogits(num_requests),
         sampler=Sampler(num_valid_token_ids=NUM_KNOWN_IDS, device=torch.device("cpu")),
-        row_plan=RowPlan(),
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
     )

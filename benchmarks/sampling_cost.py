@@ -86,7 +86,7 @@ def main() -> None:
     forward_s, sampling_s, logits = [], [], None
     for _ in range(num_steps):
         began = time.perf_counter()
-        logits = rank.runner.execute(build(step, rank.kv_layout.block_size, rank.row_plan))
+        logits = rank.runner.execute(build(step, rank.kv_layout.block_size))
         middle = time.perf_counter()
         if logits is None:
             raise SystemExit("a step without logits")

@@ -35,7 +35,6 @@ from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.control import StepArrays
 from qwen3_ray.engine.rendezvous import Rendezvous
 from qwen3_ray.engine.startup import Rank, start_rank
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.runner.memory import KVLayout
 from qwen3_ray.runner.model_runner import ModelRunner
 
@@ -87,29 +86,21 @@ def pairs(
 
 
 def decode_step(
-    block_ids: Sequence[int], *, num_seqs: int, context_len: int, block_size: int, plan: RowPlan
+    block_ids: Sequence[int], *, num_seqs: int, context_len: int, block_size: int
 ) -> StepArrays:
     """Arrays of a step in which `num_seqs` sequences compute position `context_len - 1`."""
     num_blocks = -(-context_len // block_size)
     tables = np.array(block_ids[: num_seqs * num_blocks], np.int32).reshape(num_seqs, num_blocks)
-    num_rows = plan.pad(num_seqs)
     position = context_len - 1
-    input_ids, positions, logits_indices = np.zeros((3, num_rows), np.int32)
-    slots = np.full(num_rows, -1, np.int32)
-    input_ids[:num_seqs] = np.arange(1, num_seqs + 1)
-    positions[:num_seqs] = position
-    slots[:num_seqs] = tables[:, position // block_size] * block_size + position % block_size
-    logits_indices[:num_seqs] = np.arange(num_seqs)
+    rows = np.arange(num_seqs, dtype=np.int32)
     return StepArrays(
-        input_ids=input_ids,
-        positions=positions,
-        slot_mapping=slots,
+        input_ids=rows + 1,
+        positions=np.full(num_seqs, position, np.int32),
+        slot_mapping=tables[:, position // block_size] * block_size + position % block_size,
         query_start_loc=np.arange(num_seqs + 1, dtype=np.int32),
         seq_lens=np.full(num_seqs, context_len, np.int32),
         block_tables=tables,
-        logits_indices=logits_indices,
-        num_tokens=num_seqs,
-        num_logits=num_seqs,
+        logits_indices=rows,
     )
 
 
@@ -156,7 +147,7 @@ def run(
     layout = rank.kv_layout
     num_blocks = max(count * layout.num_blocks_for(length) for count, length in wanted)
     caches = filled_caches(layout, num_blocks)
-    runner = ModelRunner(rank.model, caches, layout.block_size, rank.row_plan)
+    runner = ModelRunner(rank.model, caches, layout.block_size)
     block_ids = np.random.default_rng(0).permutation(num_blocks).tolist()
     points = []
     for num_seqs, context_len in wanted:
@@ -165,7 +156,6 @@ def run(
             num_seqs=num_seqs,
             context_len=context_len,
             block_size=layout.block_size,
-            plan=rank.row_plan,
         )
         step_s = [_timed(runner, arrays) for _ in range(num_steps + 1)][1:]
         kv_bytes = layout.dtype.itemsize

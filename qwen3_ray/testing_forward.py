@@ -8,7 +8,6 @@ from itertools import accumulate, pairwise
 import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache, allocate_kv_caches
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 
 BLOCK_SIZE = 32
@@ -33,24 +32,22 @@ class SequenceCache:
         ends = list(accumulate(num_blocks, initial=0))
         self.block_tables = [order[start:end].int() for start, end in pairwise(ends)]
 
-    def metadata(self, chunks: Sequence[tuple[int, int, int]], num_rows: int) -> AttentionMetadata:
-        """Metadata of a step of (sequence, first position, number of tokens), padded."""
-        slots = torch.full((num_rows,), -1, dtype=torch.int32)
+    def metadata(self, chunks: Sequence[tuple[int, int, int]]) -> AttentionMetadata:
+        """Metadata of a step of (sequence, first position, number of tokens)."""
+        slots: list[torch.Tensor] = []
         tables = torch.zeros(len(chunks), max(map(len, self.block_tables)), dtype=torch.int32)
         starts = [0]
         for row, (sequence, start, length) in enumerate(chunks):
             table = self.block_tables[sequence]
             tables[row, : len(table)] = table
             positions = torch.arange(start, start + length)
-            slots[starts[-1] : starts[-1] + length] = (
-                table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
-            )
+            slots.append(table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE)
             starts.append(starts[-1] + length)
         return AttentionMetadata(
             query_start_loc=torch.tensor(starts, dtype=torch.int32),
             seq_lens=torch.tensor([s + n for _, s, n in chunks], dtype=torch.int32),
             block_tables=tables,
-            slot_mapping=slots,
+            slot_mapping=torch.cat(slots).int(),
             num_tokens=starts[-1],
             block_size=BLOCK_SIZE,
         )
@@ -61,28 +58,23 @@ def forward_step(
     cache: SequenceCache,
     sequences: Sequence[Sequence[int]],
     chunks: Sequence[tuple[int, int, int]],
-    plan: RowPlan,
 ) -> torch.Tensor | None:
-    """One step over (sequence, first position, number of tokens); logits of all real rows."""
+    """One step over (sequence, first position, number of tokens); logits of all rows."""
     num_tokens = sum(length for _, _, length in chunks)
-    num_rows = plan.pad(num_tokens)
-    ids, positions = torch.zeros(2, num_rows, dtype=torch.int32)
+    ids, positions = torch.zeros(2, num_tokens, dtype=torch.int32)
     row = 0
     for sequence, start, length in chunks:
         ids[row : row + length] = torch.tensor(sequences[sequence][start : start + length])
         positions[row : row + length] = torch.arange(start, start + length)
         row += length
-    hidden = model.forward(ids, positions, cache.caches, cache.metadata(chunks, num_rows), plan)
-    logits = model.compute_logits(hidden)
-    return None if logits is None else logits[:num_tokens]
+    hidden = model.forward(ids, positions, cache.caches, cache.metadata(chunks))
+    return model.compute_logits(hidden)
 
 
 def forward_logits(
     model: Qwen3ForCausalLM,
     token_ids: Sequence[int],
     chunk_sizes: Sequence[int] | None = None,
-    *,
-    plan: RowPlan | None = None,
 ) -> torch.Tensor:
     """Logits at every position, [num_tokens, vocab_size], by chunks of the given sizes.
 
@@ -93,7 +85,7 @@ def forward_logits(
     parts, done = [], 0
     while done < len(token_ids):
         size = min(sizes.pop(0) if len(sizes) > 1 else sizes[0], len(token_ids) - done)
-        logits = forward_step(model, cache, [token_ids], [(0, done, size)], plan or RowPlan())
+        logits = forward_step(model, cache, [token_ids], [(0, done, size)])
         parts.append(torch.empty(0) if logits is None else logits)
         done += size
     return torch.cat(parts)

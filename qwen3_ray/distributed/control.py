@@ -17,8 +17,8 @@ from qwen3_ray.distributed.collectives import Collectives, connect
 from qwen3_ray.distributed.process_group import ProcessGroupCollectives
 from qwen3_ray.errors import EngineError
 
-VERSION = 1
-HEADER_SIZE = 10
+VERSION = 2
+HEADER_SIZE = 8
 _MAX_INT32 = 2**31 - 1
 
 Int32s = NDArray[np.int32]
@@ -35,18 +35,14 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepArrays:
-    """One forward pass: all that a rank must know. int32, sequences in the step's order.
-
-    Rows from `num_tokens` on are padding (slot -1), and so are the entries of `logits_indices`
-    from `num_logits` on (row 0 again).
-    """
+    """One forward pass: all that a rank must know. int32, sequences in the step's order."""
 
     input_ids: Int32s
-    """[num_rows]"""
+    """[num_tokens]"""
     positions: Int32s
-    """[num_rows]"""
+    """[num_tokens]"""
     slot_mapping: Int32s
-    """[num_rows], `block_id * block_size + offset`; -1 for padding."""
+    """[num_tokens], `block_id * block_size + offset`."""
     query_start_loc: Int32s
     """[num_seqs + 1], first rows of the sequences, then `num_tokens`."""
     seq_lens: Int32s
@@ -54,35 +50,31 @@ class StepArrays:
     block_tables: Int32s
     """[num_seqs, max_blocks], 0 beyond a sequence's own."""
     logits_indices: Int32s
-    """[num_padded_logits], the rows whose logits are wanted."""
-    num_tokens: int
-    num_logits: int
+    """[num_logits], the rows whose logits are wanted."""
 
     @property
-    def num_padded_tokens(self) -> int:
-        """Rows in all, padding included."""
-        return int(self.input_ids.size)
+    def num_tokens(self) -> int:
+        """Rows of the step."""
+        return self.input_ids.size
 
     @property
-    def num_padded_logits(self) -> int:
-        """Logit rows in all, padding included."""
-        return int(self.logits_indices.size)
+    def num_logits(self) -> int:
+        """Rows whose logits are wanted."""
+        return self.logits_indices.size
 
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
     """The part of the header that gives the payload its shape."""
 
-    num_rows: int
     num_tokens: int
     num_seqs: int
     max_blocks: int
-    num_padded_logits: int
     num_logits: int
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the arrays of `StepArrays`, in its order."""
-        rows = (self.num_rows,)
+        rows = (self.num_tokens,)
         return (
             rows,
             rows,
@@ -90,7 +82,7 @@ class _Sizes:
             (self.num_seqs + 1,),
             (self.num_seqs,),
             (self.num_seqs, self.max_blocks),
-            (self.num_padded_logits,),
+            (self.num_logits,),
         )
 
 
@@ -157,11 +149,10 @@ class StepControl:
         kind = self._check(header)
         if kind is not Kind.STEP:
             return kind, None
-        sizes = _Sizes(*(int(size) for size in header[4:]))
-        shapes = sizes.shapes()
+        shapes = _Sizes(*(int(size) for size in header[4:])).shapes()
         payload = np.empty(sum(int(np.prod(shape)) for shape in shapes), np.int32)
         self._broadcast(payload)
-        return kind, _unpack(payload, sizes, shapes)
+        return kind, _unpack(payload, shapes)
 
     def values_of_ranks(self, value: int) -> tuple[int, ...]:
         """All ranks' values, by rank; every rank must call it.
@@ -208,23 +199,15 @@ def _connect(
 
 
 def _parts(arrays: StepArrays) -> list[Int32s]:
-    names = [field.name for field in fields(StepArrays)[:7]]
-    return [getattr(arrays, name) for name in names]
+    return [getattr(arrays, field.name) for field in fields(StepArrays)]
 
 
 def _sizes_of(arrays: StepArrays) -> tuple[int, ...]:
     num_seqs, max_blocks = arrays.block_tables.shape
-    return (
-        arrays.num_padded_tokens,
-        arrays.num_tokens,
-        num_seqs,
-        max_blocks,
-        arrays.num_padded_logits,
-        arrays.num_logits,
-    )
+    return arrays.num_tokens, num_seqs, max_blocks, arrays.num_logits
 
 
-def _unpack(payload: Int32s, sizes: _Sizes, shapes: tuple[tuple[int, ...], ...]) -> StepArrays:
+def _unpack(payload: Int32s, shapes: tuple[tuple[int, ...], ...]) -> StepArrays:
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     parts = [
         part.reshape(shape)
@@ -238,8 +221,6 @@ def _unpack(payload: Int32s, sizes: _Sizes, shapes: tuple[tuple[int, ...], ...])
         seq_lens=parts[4],
         block_tables=parts[5],
         logits_indices=parts[6],
-        num_tokens=sizes.num_tokens,
-        num_logits=sizes.num_logits,
     )
 
 

@@ -8,7 +8,6 @@ from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.distributed.control import Kind, StepControl, group_errors
 from qwen3_ray.errors import EngineError
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.runner.input_batch import build
 from qwen3_ray.runner.model_runner import ModelRunner
 from qwen3_ray.runner.sampler import Sampler
@@ -24,14 +23,12 @@ class GroupExecutor:
         control: StepControl,
         runner: ModelRunner,
         sampler: Sampler,
-        row_plan: RowPlan,
         num_blocks: int,
         block_size: int,
     ) -> None:
         self._control = control
         self._runner = runner
         self._sampler = sampler
-        self._row_plan = row_plan
         self._num_blocks = num_blocks
         self._block_size = block_size
 
@@ -47,7 +44,7 @@ class GroupExecutor:
 
     def execute(self, step: Step) -> list[Sampled]:
         """See `Executor`."""
-        arrays = build(step, self._block_size, self._row_plan)
+        arrays = build(step, self._block_size)
         self._control.send(Kind.STEP, arrays)
         with group_errors(f"a step of {step.num_tokens} tokens failed"):
             logits = self._runner.execute(arrays)

@@ -77,7 +77,6 @@ def build_engine(
         control=rank.control,
         runner=rank.runner,
         sampler=sampler,
-        row_plan=rank.row_plan,
         num_blocks=rank.num_blocks,
         block_size=rank.kv_layout.block_size,
     )
@@ -119,7 +118,7 @@ def _num_speculative_tokens(config: EngineConfig, rank: Rank) -> int:
     """Drafts are lossless in exact mode; elsewhere a row's bits may change with its batch."""
     if config.num_speculative_tokens is not None:
         return config.num_speculative_tokens
-    return 4 if rank.row_plan.exact else 0
+    return 4 if rank.exact else 0
 
 
 def _num_valid_token_ids(tokenizer: Tokenizer | None, rank: Rank) -> int:
@@ -149,7 +148,7 @@ def _engine_info(config: EngineConfig, rank: Rank) -> EngineInfo:
             "tensor_parallel_size": config.tensor_parallel_size,
             "block_size": layout.block_size,
             "kernels": rank.model.kernel_names,
-            "exact": rank.row_plan.exact,
+            "exact": rank.exact,
             "sampling": METHOD,
             "architecture": architecture_name(rank.device),
         }
@@ -157,7 +156,7 @@ def _engine_info(config: EngineConfig, rank: Rank) -> EngineInfo:
     return EngineInfo(
         model_name=config.model_dir.name,
         numerics_fingerprint=fingerprint,
-        exact=rank.row_plan.exact,
+        exact=rank.exact,
         block_size=layout.block_size,
         max_model_len=rank.max_model_len,
         vocab_size=rank.model_config.vocab_size,

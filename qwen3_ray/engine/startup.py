@@ -15,7 +15,6 @@ from qwen3_ray.distributed.control import StepControl, group_errors
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
 from qwen3_ray.errors import ResourcesError
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weights import load_model
@@ -40,7 +39,8 @@ class Rank:
     model: Qwen3ForCausalLM
     control: StepControl
     runner: ModelRunner
-    row_plan: RowPlan
+    exact: bool
+    """Whether a row's bits do not depend on what is computed with it."""
     device: torch.device
     kv_layout: KVLayout
     num_blocks: int
@@ -73,11 +73,9 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
         device=device,
     )
     on_progress(LoadProgress("warm-up"))
-    with group_errors("the kernels' self-test failed"):
-        row_plan = model.find_row_plan(config.numerics, config.max_num_batched_tokens)
     layout = choose_kv_layout(config, model_config, device)
     num_blocks = _agree_on_num_blocks(
-        config, model, row_plan, layout=layout, control=control, max_model_len=max_model_len
+        config, model, layout=layout, control=control, max_model_len=max_model_len
     )
     kv_caches = allocate_kv_caches(
         num_layers=layout.num_layers,
@@ -92,8 +90,8 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
         model_config=model_config,
         model=model,
         control=control,
-        runner=ModelRunner(model, kv_caches, layout.block_size, row_plan),
-        row_plan=row_plan,
+        runner=ModelRunner(model, kv_caches, layout.block_size),
+        exact=config.numerics != "fast" and model.exact,
         device=device,
         kv_layout=layout,
         num_blocks=num_blocks,
@@ -165,7 +163,6 @@ def largest_step(config: EngineConfig, max_model_len: int) -> LargestStep:
 def _agree_on_num_blocks(
     config: EngineConfig,
     model: Qwen3ForCausalLM,
-    row_plan: RowPlan,
     *,
     layout: KVLayout,
     control: StepControl,
@@ -177,7 +174,7 @@ def _agree_on_num_blocks(
         budget = MemoryBudget(config.kv_cache_memory, config.kv_cache_memory)
     else:
         with group_errors("a trial step failed"):
-            own = measure_step_bytes(model, row_plan, layout, largest_step(config, max_model_len))
+            own = measure_step_bytes(model, layout, largest_step(config, max_model_len))
         step_bytes = max(control.values_of_ranks(own))  # and no rank is in its trial any more
         budget = memory_budget(
             model.device, num_local_ranks=config.tensor_parallel_size, step_bytes=step_bytes

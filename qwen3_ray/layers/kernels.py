@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.reference import ReferenceAttention
 from qwen3_ray.layers import activation, moe, norm, rotary
+from qwen3_ray.layers.linear import Matrix
 from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.rotary import QKNorm
 
@@ -22,6 +24,9 @@ class Kernels(Protocol):
     row_invariant: bool
     """Whether a row's bits depend on that row alone, in everything here."""
     attention: AttentionBackend
+
+    def packer(self, *, halves: bool) -> Callable[[torch.Tensor], Matrix] | None:
+        """How these kernels want weights, in halves if they may; None: as they are."""
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
@@ -63,6 +68,9 @@ class ReferenceKernels:
         self.silu_and_mul = activation.silu_and_mul
         self.route = moe.route
         self.add_weighted = moe.add_weighted
+
+    def packer(self, *, halves: bool) -> None:
+        """See `Kernels`."""
 
 
 def select_kernels(choice: KernelChoice, device: torch.device) -> Kernels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from qwen3_ray.distributed.tp_group import TPGroup
-from qwen3_ray.layers import fbgemm
 
 
 class Matrix(Protocol):
@@ -19,6 +19,8 @@ class Matrix(Protocol):
     """Of the kernel; matrices with one name and one shape compute alike."""
     out_features: int
     in_features: int
+    row_invariant: bool
+    """Whether a row of a product has the same bits whatever rows are computed with it."""
 
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
         """[num_rows, in_features] -> [num_rows, out_features]."""
@@ -26,6 +28,8 @@ class Matrix(Protocol):
 
 class DenseMatrix:
     """A weight [out_features, in_features] as it is, for torch's own product."""
+
+    row_invariant = False
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.name = str(weight.dtype).removeprefix("torch.")
@@ -44,13 +48,13 @@ class MatrixFormat:
     dtype: torch.dtype
     """Of activations, and of weights that are not packed."""
     device: torch.device
-    pack: bool
-    """Pack in fp16 what fp16 holds."""
+    pack: Callable[[torch.Tensor], Matrix] | None = None
+    """How weights are packed; None if they are not."""
 
     def build(self, weight: torch.Tensor) -> Matrix:
         """Take `weight` [out_features, in_features], in the checkpoint's dtype, on the CPU."""
-        if self.pack and fbgemm.can_pack(weight):
-            return fbgemm.PackedMatrix(weight)
+        if self.pack is not None:
+            return self.pack(weight)
         return DenseMatrix(weight.to(self.device, self.dtype))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -9,7 +12,9 @@ from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
 from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.layers import numba_rows
+from qwen3_ray.layers.linear import Matrix
 from qwen3_ray.layers.moe import ExpertRows, Routing
+from qwen3_ray.layers.packed import PackedMatrix
 from qwen3_ray.layers.rotary import QKNorm
 
 _SOFTMAX_OPERATIONS = 8  # of each expert, roughly
@@ -24,6 +29,10 @@ class NumbaKernels:
     def __init__(self, num_threads: int) -> None:
         self._pool = ThreadPool(num_threads)
         self.attention: AttentionBackend = NumbaPagedAttention(self._pool)
+
+    def packer(self, *, halves: bool) -> Callable[[torch.Tensor], Matrix]:
+        """See `Kernels`."""
+        return partial(PackedMatrix, pool=self._pool, halves=halves)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float

@@ -76,16 +76,15 @@ def pack_halves(
         to, first = panels[panel], panel * LANES
         for lane in range(LANES):
             if first + lane < num_outputs:
-                row_total, row_changed = np.float32(0), np.float32(0)
                 for i in range(width):
                     value = _widen(weight[first + lane, i])
                     bits = _to_half(value)
-                    difference = value - _widen(bits)
-                    row_total += value * value
-                    row_changed += difference * difference
+                    # Squares of floats may be beyond the range of floats, on either side.
+                    wide = np.float64(value)
+                    difference = wide - np.float64(_widen(bits))
+                    total += wide * wide
+                    changed += difference * difference
                     to[i, lane] = bits
-                total += float(row_total)
-                changed += float(row_changed)
                 to[width:, lane] = 0
             else:
                 to[:, lane] = 0

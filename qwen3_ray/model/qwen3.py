@@ -9,13 +9,11 @@ from typing import Protocol
 import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
-from qwen3_ray.config import Numerics
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from qwen3_ray.layers.kernels import Kernels
 from qwen3_ray.layers.linear import ColumnParallelLinear, Matrix, RowParallelLinear
 from qwen3_ray.layers.rotary import QKNorm
-from qwen3_ray.layers.row_plan import RowPlan, StepRows, find_row_plan
 from qwen3_ray.model.model_config import ModelConfig
 
 
@@ -56,7 +54,7 @@ class Attention:
 class FeedForward(Protocol):
     """What follows attention in a layer: a dense MLP, or experts."""
 
-    def forward(self, x: torch.Tensor, rows: StepRows, /) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /) -> torch.Tensor:
         """[num_rows, hidden_size] -> the same, summed over the ranks by one all-reduce."""
 
     def matrices(self) -> Iterator[Matrix]:
@@ -65,13 +63,13 @@ class FeedForward(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MLP:
-    """SwiGLU of one dense layer; padded rows are computed like all others."""
+    """SwiGLU of one dense layer."""
 
     gate_up_proj: ColumnParallelLinear
     down_proj: RowParallelLinear
     kernels: Kernels
 
-    def forward(self, x: torch.Tensor, _rows: StepRows, /) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /) -> torch.Tensor:
         """See `FeedForward`."""
         return self.down_proj.forward(self.kernels.silu_and_mul(self.gate_up_proj.forward(x)))
 
@@ -121,7 +119,7 @@ class Qwen3ForCausalLM:
 
     @property
     def kernel_names(self) -> str:
-        """What computes here ("fp16-packed+numba", ...), for the numerics fingerprint."""
+        """What computes here ("fp16-panels+numba", ...), for the numerics fingerprint."""
         return "+".join([*sorted({matrix.name for matrix in self.matrices()}), self._kernels.name])
 
     def forward(
@@ -130,14 +128,11 @@ class Qwen3ForCausalLM:
         positions: torch.Tensor,
         kv_caches: Sequence[KVCache],
         metadata: AttentionMetadata,
-        row_plan: RowPlan,
     ) -> torch.Tensor:
         """int32 ids and positions, each [num_rows] -> normed hidden states [num_rows, hidden_size].
 
-        2 all-reduces a layer and 1 for the embedding. Writes this step's keys and values. The rows
-        are padded by `row_plan` already; layers that pick rows pad their own choice by it.
+        2 all-reduces a layer and 1 for the embedding. Writes this step's keys and values.
         """
-        rows = StepRows(metadata.num_tokens, row_plan)
         add_norm = self._kernels.add_rms_norm
         delta = self._embedding.forward(input_ids)
         residual = torch.zeros_like(delta)
@@ -146,7 +141,7 @@ class Qwen3ForCausalLM:
             x = add_norm(delta, residual, norm.weight, norm.eps)
             delta = layer.attention.forward(x, positions, self._cos_sin, cache, metadata)
             norm = layer.post_attention_norm
-            delta = layer.mlp.forward(add_norm(delta, residual, norm.weight, norm.eps), rows)
+            delta = layer.mlp.forward(add_norm(delta, residual, norm.weight, norm.eps))
         return add_norm(delta, residual, self._final_norm.weight, self._final_norm.eps)
 
     def shortened(self) -> Qwen3ForCausalLM:
@@ -172,15 +167,11 @@ class Qwen3ForCausalLM:
         """[num_rows, hidden_size] -> float32 logits [num_rows, vocab_size] on rank 0, else None."""
         return self._head.forward(hidden)
 
-    def find_row_plan(self, numerics: Numerics, max_rows: int) -> RowPlan:
-        """Test this rank's linears (a collective over the ranks; run in the step thread).
-
-        `exact` of the plan is False for `fast` and where some kernel is not row-invariant.
-        """
-        ordered = self.tp.exact or self.tp.size < 3
-        if numerics == "fast" or not self._kernels.row_invariant or not ordered:
-            return RowPlan()
-        return find_row_plan(self.matrices(), self.tp, max_rows)
+    @property
+    def exact(self) -> bool:
+        """Whether a row's bits do not depend on what is computed with it, nor on chunks."""
+        invariant = all(matrix.row_invariant for matrix in self.matrices())
+        return invariant and self._kernels.row_invariant and self.tp.exact
 
     def matrices(self) -> Iterator[Matrix]:
         """All linear weights, the output head last."""

@@ -8,13 +8,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.kernels import Kernels
 from qwen3_ray.layers.linear import Matrix
 from qwen3_ray.layers.moe import Routing
-from qwen3_ray.layers.row_plan import StepRows
 
 
 class Expert(NamedTuple):
@@ -30,8 +28,6 @@ class SparseMLP:
 
     Each rank routes all rows and computes those that chose its experts; the results of a row's
     experts are added in ascending order of experts, first on each rank, then over the ranks.
-    A row's bits do not depend on the others: how many share an expert with it varies, so that
-    each expert's rows are padded to a row count of the plan, like those of a step.
     """
 
     gate: Matrix
@@ -42,24 +38,17 @@ class SparseMLP:
     kernels: Kernels
     tp: TPGroup
 
-    def forward(self, x: torch.Tensor, rows: StepRows, /) -> torch.Tensor:
-        """See `FeedForward`; zeros for the step's padding, which chooses no experts."""
-        logits = self.gate.matmul(x)[: rows.num_tokens]
-        chosen = self.kernels.route(logits, self.routing)
+    def forward(self, x: torch.Tensor, /) -> torch.Tensor:
+        """See `FeedForward`."""
+        chosen = self.kernels.route(self.gate.matmul(x), self.routing)
         out = torch.zeros_like(x)
-        # What an expert's rows are padded with is of no matter: the next entries of the list.
-        padded = F.pad(chosen.rows, (0, rows.plan.pad(len(chosen.rows))))
         for expert, (start, stop) in zip(self.experts, pairwise(chosen.starts), strict=True):
             if start == stop:
                 continue
-            batch = x.index_select(0, padded[start : start + rows.plan.pad(stop - start)])
-            hidden = self.kernels.silu_and_mul(expert.gate_up_proj.matmul(batch))
-            self.kernels.add_weighted(
-                out,
-                expert.down_proj.matmul(hidden),
-                chosen.rows[start:stop],
-                chosen.weights[start:stop],
-            )
+            rows = chosen.rows[start:stop]
+            gate_up = expert.gate_up_proj.matmul(x.index_select(0, rows))
+            down = expert.down_proj.matmul(self.kernels.silu_and_mul(gate_up))
+            self.kernels.add_weighted(out, down, rows, chosen.weights[start:stop])
         return self.tp.all_reduce(out)
 
     def matrices(self) -> Iterator[Matrix]:

@@ -10,8 +10,7 @@ import torch
 from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.errors import ConfigError
-from qwen3_ray.layers import fbgemm
-from qwen3_ray.layers.kernels import KernelChoice, select_kernels
+from qwen3_ray.layers.kernels import KernelChoice, Kernels, select_kernels
 from qwen3_ray.layers.linear import MatrixFormat
 from qwen3_ray.model.model_builder import ModelBuilder
 from qwen3_ray.model.model_config import ModelConfig
@@ -49,42 +48,47 @@ def load_model(
     """
     model_config.check_tensor_parallel(tp.size)
     device = device or torch.device("cpu")
+    chosen = select_kernels(kernels, device)
+    matrices = _matrix_format(engine_config, model_config, device, chosen)
     with WeightReader(engine_config.model_dir, model_config) as reader:
         builder = ModelBuilder(
             config=model_config,
             tp=tp,
             shard=Shard.of(model_config, tp.rank, tp.size),
             reader=reader,
-            matrices=_matrix_format(engine_config, model_config, device),
-            kernels=select_kernels(kernels, device),
+            matrices=matrices,
+            kernels=chosen,
         )
         model = builder.build(
             model_config.resolve_max_model_len(engine_config.max_model_len),
             on_progress or (lambda _done, _total: None),
         )
-    if builder.matrices.pack:
-        _log_unpacked(model)
+    if engine_config.dtype == "auto":
+        _log_wide(model)
     return model
 
 
-def _log_unpacked(model: Qwen3ForCausalLM) -> None:
+def _log_wide(model: Qwen3ForCausalLM) -> None:
     names = [matrix.name for matrix in model.matrices()]
-    num_unpacked = sum(name != fbgemm.PackedMatrix.name for name in names)
-    if num_unpacked:
+    num_wide = names.count("fp32-panels")
+    if num_wide:
         logger.warning(
             "%d of %d linear weights do not fit fp16: they stay fp32, at twice the memory",
-            num_unpacked,
+            num_wide,
             len(names),
         )
 
 
 def _matrix_format(
-    engine_config: EngineConfig, model_config: ModelConfig, device: torch.device
+    engine_config: EngineConfig,
+    model_config: ModelConfig,
+    device: torch.device,
+    kernels: Kernels,
 ) -> MatrixFormat:
     dtype, kv_dtype = engine_config.dtype, engine_config.kv_cache_dtype
     if device.type != "cpu":
         name = model_config.dtype if dtype == "auto" else dtype
-        return MatrixFormat(getattr(torch, name), device, pack=False)
+        return MatrixFormat(getattr(torch, name), device)
     if dtype not in {"auto", "float32"}:
         raise ConfigError(
             "dtype",
@@ -94,4 +98,4 @@ def _matrix_format(
         )
     if kv_dtype not in {"auto", "float32"}:
         raise ConfigError("kv_cache_dtype", kv_dtype, "on CPU only auto and float32 are served")
-    return MatrixFormat(torch.float32, device, pack=dtype == "auto" and fbgemm.is_available())
+    return MatrixFormat(torch.float32, device, kernels.packer(halves=dtype == "auto"))

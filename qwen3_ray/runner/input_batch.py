@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.distributed.control import Int32s, StepArrays
 from qwen3_ray.errors import EngineError
-from qwen3_ray.layers.row_plan import RowPlan
 
 __all__ = ["StepArrays", "build"]
 
 
-def build(step: Step, block_size: int, row_plan: RowPlan) -> StepArrays:
-    """Lay out a step that is not empty; its rows and logit rows are padded to `row_plan`.
+def build(step: Step, block_size: int) -> StepArrays:
+    """Lay out a step that is not empty.
 
     Python works once on each request, numpy on each token: a decode step of 256 requests is laid
     out in less than a millisecond.
@@ -28,33 +27,22 @@ def build(step: Step, block_size: int, row_plan: RowPlan) -> StepArrays:
     first = np.array([item.request.num_computed_tokens for item in scheduled])
     counts = np.array([item.num_new_tokens for item in scheduled])
     ends = np.cumsum(counts)
-    num_tokens = int(ends[-1])
-    num_rows = row_plan.pad(num_tokens)
-    input_ids = np.zeros(num_rows, np.int32)
-    input_ids[:num_tokens] = _token_ids(scheduled)
-    positions = np.zeros(num_rows, np.int32)
-    positions[:num_tokens] = _ranges(first, counts)
+    positions = _ranges(first, counts)
     query_start_loc = np.zeros(len(scheduled) + 1, np.int32)
     query_start_loc[1:] = ends
     seq_lens = (first + counts).astype(np.int32)
     block_tables = _block_tables(scheduled, -(-seq_lens // block_size))
     sequence = np.repeat(np.arange(len(scheduled)), counts)
-    block_index, offset = np.divmod(positions[:num_tokens], block_size)
-    slot_mapping = np.full(num_rows, -1, np.int32)
-    slot_mapping[:num_tokens] = block_tables[sequence, block_index] * block_size + offset
-    logits_rows = _logits_rows(scheduled, first, ends)
-    logits_indices = np.zeros(row_plan.pad(logits_rows.size), np.int32)
-    logits_indices[: logits_rows.size] = logits_rows
+    block_index, offset = np.divmod(positions, block_size)
+    slot_mapping = block_tables[sequence, block_index] * block_size + offset
     return StepArrays(
-        input_ids=input_ids,
-        positions=positions,
-        slot_mapping=slot_mapping,
+        input_ids=np.array(_token_ids(scheduled), np.int32),
+        positions=positions.astype(np.int32),
+        slot_mapping=slot_mapping.astype(np.int32),
         query_start_loc=query_start_loc,
         seq_lens=seq_lens,
         block_tables=block_tables,
-        logits_indices=logits_indices,
-        num_tokens=num_tokens,
-        num_logits=logits_rows.size,
+        logits_indices=_logits_rows(scheduled, first, ends).astype(np.int32),
     )
 
 

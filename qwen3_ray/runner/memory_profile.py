@@ -16,7 +16,6 @@ import torch
 from qwen3_ray.attention.base import allocate_kv_caches
 from qwen3_ray.distributed.control import StepArrays
 from qwen3_ray.errors import ConfigError
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.runner.memory import KVLayout
 from qwen3_ray.runner.model_runner import ModelRunner
@@ -38,9 +37,7 @@ class LargestStep:
     max_model_len: int
 
 
-def measure_step_bytes(
-    model: Qwen3ForCausalLM, row_plan: RowPlan, layout: KVLayout, largest: LargestStep
-) -> int:
+def measure_step_bytes(model: Qwen3ForCausalLM, layout: KVLayout, largest: LargestStep) -> int:
     """Bytes that the largest step takes on this rank beside its weights and KV blocks.
 
     Runs steps through one layer of each kind and the output head: activations do not outlive
@@ -53,16 +50,14 @@ def measure_step_bytes(
     Raises:
         ConfigError: the largest step does not fit the GPU's memory.
     """
-    probe = _Probe(model.shortened(), row_plan, layout, largest)
+    probe = _Probe(model.shortened(), layout, largest)
     if model.device.type == "cuda":
         return _measure_on_gpu(probe, largest)
     num_rows = min(largest.num_tokens, _MAX_CPU_ROWS)
     num_logits = min(largest.num_logits, _num_telling_logits(model.config.vocab_size))
     probe.measure(1, 1)  # compiles the kernels, whose code is no activation
-    of_rows = probe.measure(num_rows, 1) * _ratio(row_plan, largest.num_tokens, num_rows)
-    of_logits = probe.measure(num_logits, num_logits) * _ratio(
-        row_plan, largest.num_logits, num_logits
-    )
+    of_rows = probe.measure(num_rows, 1) * largest.num_tokens / num_rows
+    of_logits = probe.measure(num_logits, num_logits) * largest.num_logits / num_logits
     return int(of_rows + of_logits)
 
 
@@ -84,16 +79,10 @@ def _num_telling_logits(vocab_size: int) -> int:
     return min(_MAX_CPU_ROWS, -(-_MIN_LOGITS_BYTES // (4 * vocab_size)))
 
 
-def _ratio(row_plan: RowPlan, num_rows: int, num_measured: int) -> float:
-    return row_plan.pad(num_rows) / row_plan.pad(num_measured)
-
-
 class _Probe:
     """A runner over a cache of one block, which every position of every sequence is written to."""
 
-    def __init__(
-        self, model: Qwen3ForCausalLM, row_plan: RowPlan, layout: KVLayout, largest: LargestStep
-    ) -> None:
+    def __init__(self, model: Qwen3ForCausalLM, layout: KVLayout, largest: LargestStep) -> None:
         caches = allocate_kv_caches(
             num_layers=model.num_layers,
             num_blocks=1,
@@ -103,8 +92,7 @@ class _Probe:
             dtype=layout.dtype,
             device=model.device,
         )
-        self._runner = ModelRunner(model, caches, layout.block_size, row_plan)
-        self._row_plan = row_plan
+        self._runner = ModelRunner(model, caches, layout.block_size)
         self._block_size = layout.block_size
         self._max_model_len = largest.max_model_len
         self._device = model.device
@@ -124,24 +112,18 @@ class _Probe:
         rows = np.full(-(-num_tokens // longest), longest, np.int32)
         rows[-1] = num_tokens - longest * (len(rows) - 1)
         seq_lens = np.full_like(rows, longest) if self._device.type == "cuda" else rows
-        num_padded = self._row_plan.pad(num_tokens)
-        positions = np.zeros(num_padded, np.int32)
-        slots = np.full(num_padded, -1, np.int32)
         starts = np.concatenate(([0], np.cumsum(rows))).astype(np.int32)
         # The last row of a sequence has the position seq_len - 1.
-        positions[:num_tokens] = np.arange(num_tokens) + np.repeat(seq_lens - starts[1:], rows)
-        slots[:num_tokens] = positions[:num_tokens] % self._block_size
+        positions = np.arange(num_tokens) + np.repeat(seq_lens - starts[1:], rows)
         max_blocks = -(-int(seq_lens.max()) // self._block_size)
         return StepArrays(
-            input_ids=np.zeros(num_padded, np.int32),
-            positions=positions,
-            slot_mapping=slots,
+            input_ids=np.zeros(num_tokens, np.int32),
+            positions=positions.astype(np.int32),
+            slot_mapping=(positions % self._block_size).astype(np.int32),
             query_start_loc=starts,
             seq_lens=seq_lens,
             block_tables=np.zeros((len(rows), max_blocks), np.int32),
-            logits_indices=np.zeros(self._row_plan.pad(num_logits), np.int32),
-            num_tokens=num_tokens,
-            num_logits=num_logits,
+            logits_indices=np.zeros(num_logits, np.int32),
         )
 
 

@@ -8,7 +8,6 @@ import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
 from qwen3_ray.distributed.control import Int32s, StepArrays
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 
 
@@ -20,19 +19,17 @@ class ModelRunner:
         model: Qwen3ForCausalLM,
         kv_caches: Sequence[KVCache],
         block_size: int,
-        row_plan: RowPlan,
     ) -> None:
         self._model = model
         self._kv_caches = kv_caches
         self._block_size = block_size
-        self._row_plan = row_plan
 
     @torch.inference_mode()
     def execute(self, arrays: StepArrays) -> torch.Tensor | None:
         """Compute a step: write its keys and values, return the wanted logits.
 
         Returns:
-            [num_padded_logits, vocab_size], float32, on rank 0; None elsewhere and when the step
+            [num_logits, vocab_size], float32, on rank 0; None elsewhere and when the step
             wants none.
         """
         metadata = AttentionMetadata(
@@ -48,9 +45,8 @@ class ModelRunner:
             self._to_device(arrays.positions),
             self._kv_caches,
             metadata,
-            self._row_plan,
         )
-        if arrays.num_padded_logits == 0:
+        if arrays.num_logits == 0:
             return None
         rows = self._to_device(arrays.logits_indices)
         return self._model.compute_logits(hidden.index_select(0, rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,16 +12,15 @@ from hypothesis import strategies as st
 
 from qwen3_ray.config import DEMO_MODEL_DIR
 from qwen3_ray.distributed.tp_group import TPGroup
-from qwen3_ray.layers.kernels import KernelChoice
-from qwen3_ray.layers.row_plan import RowPlan
+from qwen3_ray.layers.kernels import ReferenceKernels
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weights import load_model
 from qwen3_ray.testing_forward import SequenceCache, forward_logits, forward_step
 from qwen3_ray.testing_models import TINY_MODEL, engine_config, make_checkpoint
+from tests.exactness.controls import torch_product, with_kernels, with_matrices
 from tests.exactness.specs import RANDOM
 
-MAX_ROWS = 512
 LENGTHS = (1, 2, 33, 64, 71, 96)
 CONTROL_CHUNKS = (1, 2, 3, 5, 7, 13, 40)
 
@@ -32,32 +30,24 @@ class Case:
     """A model, its sequences, and all of their logits, each sequence by itself in one piece."""
 
     model: Qwen3ForCausalLM
-    plan: RowPlan
     sequences: list[list[int]]
     logits: list[torch.Tensor]
 
 
-def load(kernels: KernelChoice = "auto") -> Qwen3ForCausalLM:
-    config = ModelConfig.from_dir(DEMO_MODEL_DIR)
-    return load_model(engine_config(DEMO_MODEL_DIR), config, TPGroup.single(), kernels=kernels)
-
-
 def make_case(model: Qwen3ForCausalLM) -> Case:
-    plan = model.find_row_plan("exact", MAX_ROWS)
-    assert plan.exact
+    assert model.exact
     rng = random.Random(0)
     sequences = [rng.choices(range(model.config.vocab_size), k=length) for length in LENGTHS]
-    return Case(model, plan, sequences, [forward_logits(model, s, plan=plan) for s in sequences])
+    return Case(model, sequences, [forward_logits(model, s) for s in sequences])
 
 
 @pytest.fixture(scope="module", params=["demo", "head_dim 128"])
-def case(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     if request.param == "demo":
-        return make_case(load())
-    shape = replace(TINY_MODEL, head_dim=128, hidden_size=512, intermediate_size=768)
-    path = make_checkpoint(tmp_path_factory.mktemp("model"), shape)
+        path, shape = DEMO_MODEL_DIR, ModelConfig.from_dir(DEMO_MODEL_DIR)
+    else:
+        shape = replace(TINY_MODEL, head_dim=128, hidden_size=512, intermediate_size=768)
+        path = make_checkpoint(tmp_path_factory.mktemp("model"), shape)
     return make_case(load_model(engine_config(path), shape, TPGroup.single()))
 
 
@@ -77,7 +67,7 @@ def test_any_interleaving_of_chunks_has_the_bits_of_the_whole(case: Case, seed: 
                 chunks.append((index, done[index], size))
         if not chunks:
             continue
-        logits = forward_step(case.model, cache, case.sequences, chunks, case.plan)
+        logits = forward_step(case.model, cache, case.sequences, chunks)
         assert logits is not None
         row = 0
         for index, first, size in chunks:
@@ -87,22 +77,16 @@ def test_any_interleaving_of_chunks_has_the_bits_of_the_whole(case: Case, seed: 
             row += size
 
 
-def test_without_padding_they_differ(case: Case) -> None:
-    """The control: were the kernels exact by themselves, the test above would show nothing."""
-    model, ids = case.model, case.sequences[-1]
+def test_with_torchs_products_they_differ(case: Case) -> None:
+    """The control: were all kernels exact, the test above would show nothing."""
+    assert_chunks_differ(with_matrices(case.model, torch_product), case.sequences[-1])
+
+
+def test_with_torchs_kernels_between_the_products_they_differ(case: Case) -> None:
+    """The control of attention and of the small steps."""
+    assert_chunks_differ(with_kernels(case.model, ReferenceKernels()), case.sequences[-1])
+
+
+def assert_chunks_differ(model: Qwen3ForCausalLM, ids: list[int]) -> None:
     whole = forward_logits(model, ids)
     assert any(not torch.equal(forward_logits(model, ids, [n]), whole) for n in CONTROL_CHUNKS)
-
-
-def test_with_ordinary_kernels_they_differ_although_padded() -> None:
-    """The control of attention and of the small steps between the products."""
-    model, rng = load("reference"), random.Random(1)
-    plan = load().find_row_plan("exact", MAX_ROWS)
-    ids = rng.choices(range(model.config.vocab_size), k=96)
-    whole = forward_logits(model, ids, plan=plan)
-    differ = [
-        n
-        for n in CONTROL_CHUNKS
-        if not torch.equal(forward_logits(model, ids, [n], plan=plan), whole)
-    ]
-    assert differ

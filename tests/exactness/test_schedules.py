@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen3_ray.engine.group_executor import GroupExecutor
 from qwen3_ray.testing_models import make_checkpoint
+from tests.exactness.controls import torch_product, with_matrices
 from tests.exactness.rig import Arrival, Rig, Schedule, running
 from tests.exactness.specs import (
     BATCHES,
@@ -89,11 +91,13 @@ def test_an_output_of_a_form_is_resumed_at_each_position(demo: Rig, index: int) 
         assert_same(answers[str(made)], truth.after(made), (spec, made))
 
 
-def test_fast_numerics_differ_somewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The control: were the engine exact without its measures, the tests would show nothing."""
+def test_with_torchs_products_answers_differ(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The control: were the engine exact without its own products, the tests would show nothing."""
     model_dir = make_checkpoint(tmp_path_factory.mktemp("tiny"))
-    with running(model_dir, numerics="fast", block_size=16) as rig:
-        assert not rig.info.exact
+    with running(model_dir, block_size=16) as rig:
+        assert isinstance(rig.executor, GroupExecutor)
+        runner = rig.executor._runner
+        runner._model = with_matrices(runner._model, torch_product)
         specs = make_specs(rig.info.vocab_size, NUM_OUTPUT_TOKENS)
         arrivals = [Arrival(spec.request(str(i)), at_step=i) for i, spec in enumerate(specs)]
         answers, _ = rig.run(Schedule(max_num_batched_tokens=40), arrivals)

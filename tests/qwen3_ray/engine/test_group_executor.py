@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,14 +17,13 @@ from hypothesis import strategies as st
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.distributed.control import Kind, StepArrays, StepControl
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.runner.input_batch import build
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.testing_models import TINY_MODEL, TINY_MOE, make_checkpoint
 
 BLOCK_SIZE = 4
-PLAN = RowPlan(safe_counts=(), granule=6, exact=True)
+CPU = torch.device("cpu")
 
 
 @st.composite
@@ -51,11 +51,11 @@ def test_other_ranks_get_every_row_of_steps_with_drafts_and_prompt_logprobs(
 ) -> None:
     store = dist.HashStore()
     with ThreadPoolExecutor(2) as pool:
-        follower = pool.submit(StepControl.rendezvous, store, 1, 2, timeout_s=10)
-        leader = StepControl.rendezvous(store, 0, 2, timeout_s=10)
+        follower = pool.submit(StepControl.rendezvous, store, 1, 2, device=CPU, timeout_s=10)
+        leader = StepControl.rendezvous(store, 0, 2, device=CPU, timeout_s=10)
         for step in frames:
             received = pool.submit(follower.result().receive)
-            sent = build(step, BLOCK_SIZE, PLAN)
+            sent = build(step, BLOCK_SIZE)
             leader.send(Kind.STEP, sent)
             kind, got = received.result()
             assert (kind, got and got.num_logits) == (Kind.STEP, sent.num_logits)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
+from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.distributed.tp_group import TPGroup
-from qwen3_ray.layers import fbgemm
 from qwen3_ray.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from qwen3_ray.layers.linear import (
     ColumnParallelLinear,
@@ -12,42 +14,24 @@ from qwen3_ray.layers.linear import (
     MatrixFormat,
     RowParallelLinear,
 )
+from qwen3_ray.layers.packed import PackedMatrix
 from qwen3_ray.testing_models import run_ranks
 
 CPU = torch.device("cpu")
-PACKED = MatrixFormat(torch.float32, CPU, pack=True)
 
 
-def test_bf16_weights_are_packed_and_barely_rounded() -> None:
+def test_weights_are_held_as_the_format_says() -> None:
     weight = torch.randn(40, 24).bfloat16()
-    matrix = PACKED.build(weight)
+    dense = MatrixFormat(torch.float32, CPU).build(weight)
+    packed = MatrixFormat(
+        torch.float32, CPU, partial(PackedMatrix, pool=ThreadPool(1), halves=True)
+    ).build(weight)
+    assert (dense.name, dense.row_invariant) == ("float32", False)
+    assert (packed.name, packed.row_invariant) == ("fp16-panels", True)
     x = torch.randn(6, 24)
-    assert matrix.name == "fp16-packed"
-    assert (matrix.out_features, matrix.in_features) == (40, 24)
-    torch.testing.assert_close(matrix.matmul(x), x @ weight.float().T, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "weight",
-    [
-        torch.randn(40, 24),
-        torch.tensor([[1.0, 65_536.0]]),
-        1e-6 * torch.randn(40, 24).bfloat16(),
-    ],
-    ids=["fp32 rounds too much", "beyond fp16's range", "below fp16's range"],
-)
-def test_what_fp16_does_not_hold_stays_fp32(weight: torch.Tensor) -> None:
-    assert not fbgemm.can_pack(weight)
-    matrix = PACKED.build(weight)
-    assert matrix.name == "float32"
-    x = torch.randn(3, weight.shape[1])
-    assert torch.equal(matrix.matmul(x), torch.nn.functional.linear(x, weight.float()))
-
-
-def test_a_few_tiny_weights_do_not_matter() -> None:
-    weight = torch.randn(40, 24).bfloat16()
-    weight[0, 0] = 1e-8
-    assert fbgemm.can_pack(weight)
+    for matrix in (dense, packed):
+        assert (matrix.out_features, matrix.in_features) == (40, 24)
+        torch.testing.assert_close(matrix.matmul(x), x @ weight.float().T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from qwen3_ray.distributed.tp_group import TPGroup
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weights import KernelChoice, load_model
@@ -52,7 +51,7 @@ def relative_error(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def batched_logits(
-    model: Qwen3ForCausalLM, sequences: list[list[int]], plan: RowPlan, chunk: int
+    model: Qwen3ForCausalLM, sequences: list[list[int]], chunk: int
 ) -> list[torch.Tensor]:
     """Logits of each sequence; all advance together, sequence `i` by chunks of `chunk + i % 3`."""
     cache = SequenceCache(model, [len(ids) for ids in sequences])
@@ -64,7 +63,7 @@ def batched_logits(
             for i, ids in enumerate(sequences)
             if done[i] < len(ids)
         ]
-        logits = forward_step(model, cache, sequences, chunks, plan)
+        logits = forward_step(model, cache, sequences, chunks)
         assert logits is not None
         row = 0
         for i, _, length in chunks:

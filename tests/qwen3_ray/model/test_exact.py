@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import count
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from qwen3_ray.distributed.tp_group import TPGroup
-from qwen3_ray.layers.linear import DenseMatrix
-from qwen3_ray.layers.row_plan import RowPlan, find_row_plan
+from qwen3_ray.layers.kernels import ReferenceKernels
+from qwen3_ray.layers.linear import Matrix
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.testing_forward import forward_logits
 from qwen3_ray.testing_models import run_ranks
+from tests.exactness.controls import torch_product, with_kernels, with_matrices
 from tests.qwen3_ray.model.helpers import Checkpoint, batched_logits, load, random_ids
 
+SHAPES = ["demo", "wide experts"]
 NUM_TOKENS = 70
 CHUNK_SIZES = [1, 7, 16, 64]
 BATCH_SIZES = [2, 5, 17]
-MAX_ROWS = 2048
+
+
+class Case(NamedTuple):
+    model: Qwen3ForCausalLM
+    ids: list[int]
+    logits: torch.Tensor
+    """Of `ids` by themselves, in one piece."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,83 +35,87 @@ def num_threads() -> None:
     """As many as the machine has: bits must not depend on them either."""
 
 
-@pytest.fixture(scope="module", params=["auto", "float32"])
-def exact_model(
-    request: pytest.FixtureRequest, checkpoint: Checkpoint
-) -> tuple[Qwen3ForCausalLM, RowPlan, list[int]]:
-    """Packed and fp32 linears, with the row plan of this machine."""
-    model_dir = checkpoint("demo", "bfloat16")
-    model = load(model_dir, dtype=request.param)
-    plan = model.find_row_plan("exact", MAX_ROWS)
-    assert plan.exact
-    return model, plan, random_ids(model_dir, NUM_TOKENS)
+@pytest.fixture(
+    scope="module",
+    params=[(shape, dtype) for shape in SHAPES for dtype in ("auto", "float32")],
+    ids="-".join,
+)
+def case(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Case:
+    """Products of halves and of floats."""
+    shape, dtype = request.param
+    model_dir = checkpoint(shape, "bfloat16")
+    model, ids = load(model_dir, dtype=dtype), random_ids(model_dir, NUM_TOKENS)
+    assert model.exact
+    return Case(model, ids, forward_logits(model, ids))
 
 
 @pytest.mark.parametrize("chunk", CHUNK_SIZES)
-def test_chunks_have_the_bits_of_the_whole(
-    chunk: int, exact_model: tuple[Qwen3ForCausalLM, RowPlan, list[int]]
-) -> None:
-    model, plan, ids = exact_model
-    whole = forward_logits(model, ids, plan=plan)
-    assert torch.equal(forward_logits(model, ids, [chunk], plan=plan), whole)
+def test_chunks_have_the_bits_of_the_whole(chunk: int, case: Case) -> None:
+    assert torch.equal(forward_logits(case.model, case.ids, [chunk]), case.logits)
 
 
 @pytest.mark.parametrize("batch", BATCH_SIZES)
-def test_a_batch_has_the_bits_of_each_alone(
-    batch: int, exact_model: tuple[Qwen3ForCausalLM, RowPlan, list[int]]
-) -> None:
-    model, plan, ids = exact_model
-    alone = forward_logits(model, ids, plan=plan)
-    others = [ids[i : i + 3 * i + 2] for i in range(batch - 1)]
+def test_a_batch_has_the_bits_of_each_alone(batch: int, case: Case) -> None:
+    others = [case.ids[i : i + 3 * i + 2] for i in range(batch - 1)]
     for chunk in (1, 13):
-        together = batched_logits(model, [*others, ids], plan, chunk)
-        assert torch.equal(together[-1], alone)
+        together = batched_logits(case.model, [*others, case.ids], chunk)
+        assert torch.equal(together[-1], case.logits)
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_keep_the_bits(size: int, checkpoint: Checkpoint) -> None:
-    model_dir = checkpoint("demo", "bfloat16")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ranks_keep_the_bits(shape: str, size: int, checkpoint: Checkpoint) -> None:
+    model_dir = checkpoint(shape, "bfloat16")
     ids = random_ids(model_dir, 40)
 
-    def run(tp: TPGroup) -> bool:
+    def run(tp: TPGroup) -> list[torch.Tensor]:
         model = load(model_dir, tp)
-        plan = model.find_row_plan("auto", MAX_ROWS)
-        assert plan.exact
-        whole = forward_logits(model, ids, plan=plan)
-        chunked = forward_logits(model, ids, [13, 1], plan=plan)
-        return torch.equal(whole, chunked)
+        assert model.exact
+        return [forward_logits(model, ids, chunks) for chunks in (None, [13, 1], [7])]
 
-    assert all(run_ranks(size, run))
+    whole, *chunked = run_ranks(size, run)[0]
+    assert len(whole) == len(ids)
+    assert all(torch.equal(logits, whole) for logits in chunked)
 
 
-def test_without_the_plan_bits_differ(
-    exact_model: tuple[Qwen3ForCausalLM, RowPlan, list[int]],
-) -> None:
-    """The control: were the kernels exact by themselves, the tests above would show nothing."""
-    model, _, ids = exact_model
-    whole = forward_logits(model, ids)
+def test_with_torchs_products_bits_differ(case: Case) -> None:
+    """The control: were all kernels exact, the tests above would show nothing."""
+    control = with_matrices(case.model, torch_product)
+    whole = forward_logits(control, case.ids)
+    torch.testing.assert_close(whole, case.logits, rtol=1e-3, atol=1e-3)
     assert any(
-        not torch.equal(forward_logits(model, ids, [chunk]), whole) for chunk in (1, 2, 7, 13)
+        not torch.equal(forward_logits(control, case.ids, [chunk]), whole) for chunk in (1, 2, 7)
     )
 
 
-def test_reference_kernels_and_fast_numerics_claim_nothing(checkpoint: Checkpoint) -> None:
+def test_with_torchs_kernels_between_the_products_bits_differ(case: Case) -> None:
+    """The control of attention and of the small steps."""
+    control = with_kernels(case.model, ReferenceKernels())
+    whole = forward_logits(control, case.ids)
+    torch.testing.assert_close(whole, case.logits, rtol=1e-3, atol=1e-3)
+    assert any(
+        not torch.equal(forward_logits(control, case.ids, [chunk]), whole) for chunk in (1, 2, 7)
+    )
+
+
+def test_a_model_is_exact_only_if_all_of_its_matrices_are(checkpoint: Checkpoint) -> None:
+    model = load(checkpoint("experts and a dense layer", "bfloat16"))
+    assert model.exact
+    shapes = {(matrix.out_features, matrix.in_features) for matrix in model.matrices()}
+    assert {(8, 96), (2 * 48, 96), (96, 48), (2 * 128, 96), (96, 128)} <= shapes
+    num_matrices = len(list(model.matrices()))
+    assert num_matrices == 3 * 2 + 2 * (1 + 2 * 8) + 2 + 1
+    for changed in range(num_matrices):
+        index = count()
+
+        def change(matrix: Matrix, changed: int = changed, index: count[int] = index) -> Matrix:
+            return torch_product(matrix) if next(index) == changed else matrix
+
+        assert not with_matrices(model, change).exact
+
+
+def test_a_model_is_exact_only_if_its_kernels_and_its_sums_are(checkpoint: Checkpoint) -> None:
     model_dir = checkpoint("demo", "bfloat16")
-    reference = load(model_dir, kernels="reference")
-    assert reference.find_row_plan("exact", MAX_ROWS) == RowPlan()
-    assert load(model_dir).find_row_plan("fast", MAX_ROWS) == RowPlan()
-
-
-def test_torch_products_differ_somewhere_and_the_plan_avoids_it() -> None:
-    """The control on one linear, over several shapes: a machine may be exact at one of them."""
-    differs = False
-    for in_features, out_features in ((512, 256), (1024, 512), (3072, 1024)):
-        matrix = DenseMatrix(torch.randn(out_features, in_features))
-        x = torch.randn(200, in_features)
-        plan = find_row_plan([matrix], TPGroup.single(), 200)
-        expected = matrix.matmul(x[: plan.pad(200)])
-        for num_rows in (1, 2, 3, 5, 7):
-            differs |= not torch.equal(matrix.matmul(x[:num_rows]), expected[:num_rows])
-            padded = matrix.matmul(x[: plan.pad(num_rows)])[:num_rows]
-            assert torch.equal(padded, expected[:num_rows])
-    assert differs
+    assert not with_kernels(load(model_dir), ReferenceKernels()).exact
+    assert not load(model_dir, kernels="reference").exact
+    assert not any(run_ranks(4, lambda tp: load(model_dir, tp).exact, exact=False))

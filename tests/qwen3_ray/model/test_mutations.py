@@ -17,7 +17,6 @@ from qwen3_ray.layers import rotary
 from qwen3_ray.layers.kernels import ReferenceKernels
 from qwen3_ray.layers.linear import ColumnParallelLinear, Matrix
 from qwen3_ray.layers.rotary import QKNorm
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.qwen3 import Attention, Qwen3ForCausalLM
 from qwen3_ray.testing_forward import SequenceCache, forward_logits, forward_step
 from qwen3_ray.testing_models import run_ranks
@@ -169,10 +168,10 @@ def reused_block(model: Qwen3ForCausalLM) -> torch.Tensor:
     """Another sequence gets the first sequence's first block while that still runs."""
     ids = ids_of(model)
     cache = SequenceCache(model, [NUM_TOKENS, 4])
-    first = forward_step(model, cache, [ids], [(0, 0, CHUNK)], RowPlan())
+    first = forward_step(model, cache, [ids], [(0, 0, CHUNK)])
     cache.block_tables[1] = cache.block_tables[0][:1]
-    forward_step(model, cache, [ids, [7, 8, 9]], [(1, 0, 3)], RowPlan())
-    rest = forward_step(model, cache, [ids], [(0, CHUNK, NUM_TOKENS - CHUNK)], RowPlan())
+    forward_step(model, cache, [ids, [7, 8, 9]], [(1, 0, 3)])
+    rest = forward_step(model, cache, [ids], [(0, CHUNK, NUM_TOKENS - CHUNK)])
     assert first is not None
     assert rest is not None
     return torch.cat((first, rest))

@@ -43,7 +43,7 @@ def test_packed_logits_equal_transformers(
     model_dir = checkpoint(shape, "bfloat16")
     ids = random_ids(model_dir, NUM_TOKENS)
     model = load(model_dir)
-    assert model.kernel_names == "fp16-packed+numba"
+    assert model.kernel_names == "fp16-panels+numba"
     logits = forward_logits(model, ids, chunks)
     assert relative_error(logits, oracle_logits(model_dir, ids)) <= PACKED_BOUND
 

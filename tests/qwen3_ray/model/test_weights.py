@@ -261,7 +261,7 @@ def test_weights_that_fp16_does_not_hold_are_told_once(
     model_dir = make_checkpoint(tmp_path / "model", config)
     with caplog.at_level(logging.WARNING):
         model = load(model_dir)
-    assert model.kernel_names == "float32+numba"
+    assert model.kernel_names == "fp32-panels+numba"
     assert len(caplog.records) == 1
     assert "9 of 9" in caplog.text
 

@@ -8,13 +8,10 @@ from hypothesis import strategies as st
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.errors import EngineError
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.runner.input_batch import build
 from qwen3_ray.sampling_params import SamplingParams
 
-SIXES = RowPlan(safe_counts=(), granule=6, exact=True)
 ARRAYS = ("input_ids", "positions", "slot_mapping", "block_tables", "logits_indices", "seq_lens")
-UNPADDED = RowPlan(safe_counts=(), granule=1, exact=False)
 
 
 def request_of(
@@ -32,28 +29,26 @@ def test_a_chunk_a_prefill_and_a_decode_are_laid_out_in_one_step() -> None:
     step = Step(
         (ScheduledRequest(chunk, 3), ScheduledRequest(prefill, 3), ScheduledRequest(decode, 1))
     )
-    arrays = build(step, 4, SIXES)
+    arrays = build(step, 4)
     assert arrays.num_tokens == 7
-    assert arrays.num_padded_tokens == 12
-    assert arrays.input_ids.tolist() == [12, 13, 14, 20, 21, 22, 34, 0, 0, 0, 0, 0]
-    assert arrays.positions.tolist() == [2, 3, 4, 0, 1, 2, 4, 0, 0, 0, 0, 0]
-    assert arrays.slot_mapping.tolist() == [30, 31, 12, 20, 21, 22, 0, -1, -1, -1, -1, -1]
+    assert arrays.input_ids.tolist() == [12, 13, 14, 20, 21, 22, 34]
+    assert arrays.positions.tolist() == [2, 3, 4, 0, 1, 2, 4]
+    assert arrays.slot_mapping.tolist() == [30, 31, 12, 20, 21, 22, 0]
     assert arrays.query_start_loc.tolist() == [0, 3, 6, 7]
     assert arrays.seq_lens.tolist() == [5, 3, 5]
     assert arrays.block_tables.tolist() == [[7, 3], [5, 0], [1, 0]]
-    assert arrays.logits_indices.tolist() == [5, 6, 0, 0, 0, 0]  # the chunk samples nothing
-    assert arrays.num_logits == 2
+    assert arrays.logits_indices.tolist() == [5, 6]  # the chunk samples nothing
 
 
 def test_a_step_of_chunks_wants_no_logits() -> None:
     step = Step((ScheduledRequest(request_of([1, 2, 3], 0, [0]), 2),))
-    arrays = build(step, 4, SIXES)
-    assert (arrays.num_logits, arrays.num_padded_logits) == (0, 0)
+    arrays = build(step, 4)
+    assert arrays.num_logits == 0
 
 
 def test_blocks_beyond_the_tokens_of_the_step_are_left_out() -> None:
     step = Step((ScheduledRequest(request_of(list(range(9)), 0, [4, 5, 6]), 3),))
-    assert build(step, 4, UNPADDED).block_tables.tolist() == [[4]]
+    assert build(step, 4).block_tables.tolist() == [[4]]
 
 
 def test_rows_for_prompt_logprobs_come_before_the_sampled_ones() -> None:
@@ -64,7 +59,7 @@ def test_rows_for_prompt_logprobs_come_before_the_sampled_ones() -> None:
     resumed = RequestState("d", list(range(40, 48)), 5, params, 2, [7, 8], num_prompt_logprobs=2)
     items = [ScheduledRequest(chunk, 4), ScheduledRequest(last, 2)]
     items += [ScheduledRequest(delivered, 4), ScheduledRequest(resumed, 6)]
-    arrays = build(Step(tuple(items)), 4, UNPADDED)
+    arrays = build(Step(tuple(items)), 4)
     # The last prompt position foretells the first output token, which is sampled or known.
     wanted = {"a": [0, 1, 2, 3], "b": [4, 5], "c": [9], "d": [10, 11, 15]}
     assert arrays.logits_indices.tolist() == [row for rows in wanted.values() for row in rows]
@@ -74,13 +69,12 @@ def test_rows_for_prompt_logprobs_come_before_the_sampled_ones() -> None:
 def test_drafts_follow_the_known_tokens_and_each_wants_its_logits() -> None:
     request = request_of([1, 2, 3, 4, 5], 4, [6, 7])
     request.draft_token_ids = [50, 51, 52, 53]
-    arrays = build(Step((ScheduledRequest(request, 4, 3),)), 4, SIXES)
-    assert arrays.input_ids.tolist() == [5, 50, 51, 52, 0, 0]
-    assert arrays.positions.tolist() == [4, 5, 6, 7, 0, 0]
-    assert arrays.slot_mapping.tolist() == [28, 29, 30, 31, -1, -1]
+    arrays = build(Step((ScheduledRequest(request, 4, 3),)), 4)
+    assert arrays.input_ids.tolist() == [5, 50, 51, 52]
+    assert arrays.positions.tolist() == [4, 5, 6, 7]
+    assert arrays.slot_mapping.tolist() == [28, 29, 30, 31]
     assert arrays.seq_lens.tolist() == [8]
-    assert arrays.logits_indices.tolist() == [0, 1, 2, 3, 0, 0]
-    assert arrays.num_logits == 4
+    assert arrays.logits_indices.tolist() == [0, 1, 2, 3]
 
 
 def test_drafts_beyond_the_blocks_of_their_request_are_an_error() -> None:
@@ -88,7 +82,7 @@ def test_drafts_beyond_the_blocks_of_their_request_are_an_error() -> None:
     request.draft_token_ids = [50]
     fits = request_of([1], 0, [7, 8])
     with pytest.raises(EngineError, match="fewer KV blocks"):
-        build(Step((ScheduledRequest(request, 2, 1), ScheduledRequest(fits, 1))), 4, SIXES)
+        build(Step((ScheduledRequest(request, 2, 1), ScheduledRequest(fits, 1))), 4)
 
 
 @st.composite
@@ -119,10 +113,10 @@ def steps(draw: st.DrawFn) -> tuple[Step, int]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(case=steps(), plan=st.sampled_from((SIXES, UNPADDED)))
-def test_every_row_finds_its_token_and_its_slot(case: tuple[Step, int], plan: RowPlan) -> None:
+@given(case=steps())
+def test_every_row_finds_its_token_and_its_slot(case: tuple[Step, int]) -> None:
     step, block_size = case
-    arrays = build(step, block_size, plan)
+    arrays = build(step, block_size)
     row, logits_rows = 0, []
     for index, item in enumerate(step.scheduled):
         request = item.request
@@ -141,12 +135,8 @@ def test_every_row_finds_its_token_and_its_slot(case: tuple[Step, int], plan: Ro
             assert arrays.block_tables[index, position // block_size] == block
             row += 1
     assert arrays.num_tokens == arrays.query_start_loc[-1] == row
-    assert arrays.num_padded_tokens == plan.pad(row)
-    assert (arrays.slot_mapping[row:] == -1).all()
-    assert len(np.unique(arrays.slot_mapping[:row])) == row
-    assert arrays.num_logits == len(logits_rows)
-    assert arrays.logits_indices.tolist()[: arrays.num_logits] == logits_rows
-    assert arrays.num_padded_logits == plan.pad(len(logits_rows))
+    assert len(np.unique(arrays.slot_mapping)) == row
+    assert arrays.logits_indices.tolist() == logits_rows
     assert all(getattr(arrays, name).dtype == np.int32 for name in ARRAYS)
 
 
@@ -160,7 +150,7 @@ def decodes(num_requests: int, num_drafts: int = 0) -> Step:
 
 
 def seconds(step: Step) -> float:
-    return min(timeit.repeat(lambda: build(step, 32, SIXES), number=5, repeat=7))
+    return min(timeit.repeat(lambda: build(step, 32), number=5, repeat=7))
 
 
 def test_the_cost_follows_the_requests_and_hardly_their_rows() -> None:

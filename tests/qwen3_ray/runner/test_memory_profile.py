@@ -11,7 +11,6 @@ from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.engine.startup import choose_kv_layout, largest_step
-from qwen3_ray.layers.row_plan import RowPlan
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weights import load_model
@@ -23,7 +22,6 @@ from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.testing_models import engine_config, run_ranks
 
 MIB = 2**20
-PLAN = RowPlan(safe_counts=(), granule=6, exact=True)
 
 
 def layout_of(model: Qwen3ForCausalLM) -> KVLayout:
@@ -39,7 +37,7 @@ def model() -> Qwen3ForCausalLM:
 
 def step_bytes(model: Qwen3ForCausalLM, num_tokens: int, num_logits: int) -> int:
     largest = LargestStep(num_tokens=num_tokens, num_logits=num_logits, max_model_len=1_000)
-    return measure_step_bytes(model, PLAN, layout_of(model), largest)
+    return measure_step_bytes(model, layout_of(model), largest)
 
 
 def test_the_peak_of_a_process_is_seen_and_what_it_freed_before_is_not_missed() -> None:
@@ -76,7 +74,7 @@ def test_more_tokens_in_a_step_leave_fewer_blocks_where_memory_is_the_limit(
         config = engine_config(
             DEMO_MODEL_DIR, max_num_batched_tokens=max_num_batched_tokens, max_num_seqs=64
         )
-        taken = measure_step_bytes(model, PLAN, layout, largest_step(config, 4_096))
+        taken = measure_step_bytes(model, layout, largest_step(config, 4_096))
         budget = host_budget(1_000 * MIB, step_bytes=taken)
         num_blocks.append(choose_num_blocks(layout, budget, max_model_len=4_096, max_num_seqs=64))
     assert num_blocks[0] > num_blocks[1] > num_blocks[2] > 0
@@ -89,7 +87,7 @@ def test_few_rows_of_one_layer_foretell_a_large_step_of_the_whole_model(
     params = SamplingParams(prompt_logprobs=0)
     blocks = list(range(layout.num_blocks_for(num_tokens)))
     request = RequestState("r", [1] * num_tokens, num_tokens, params, block_ids=blocks)
-    arrays = build(Step((ScheduledRequest(request, num_tokens),)), layout.block_size, PLAN)
+    arrays = build(Step((ScheduledRequest(request, num_tokens),)), layout.block_size)
     assert arrays.num_logits == num_tokens
     caches = allocate_kv_caches(
         num_layers=layout.num_layers,
@@ -100,7 +98,7 @@ def test_few_rows_of_one_layer_foretell_a_large_step_of_the_whole_model(
         dtype=layout.dtype,
         device=model.device,
     )
-    runner = ModelRunner(model, caches, layout.block_size, PLAN)
+    runner = ModelRunner(model, caches, layout.block_size)
     runner.execute(arrays)  # the cache's own memory is taken
     taken = peak_bytes_of_process(lambda: runner.execute(arrays))
     assert taken <= step_bytes(model, num_tokens, num_tokens) <= 2 * taken
@@ -121,6 +119,6 @@ def test_ranks_measure_together() -> None:
     largest = LargestStep(num_tokens=2_048, num_logits=64, max_model_len=256)
 
     def run(tp: TPGroup) -> int:
-        return measure_step_bytes(load_model(config, model_config, tp), PLAN, layout, largest)
+        return measure_step_bytes(load_model(config, model_config, tp), layout, largest)
 
     assert all(size > MIB for size in run_ranks(2, run))
