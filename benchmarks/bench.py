@@ -67,7 +67,6 @@ class Participant:
         """Until it can work."""
         print(f"{self.phase}: starting {self.contender.name}", flush=True)
         self.attempt(self.contender.start)
-        self.rest()
 
     def rest(self) -> None:
         """Its turn has ended."""
@@ -83,12 +82,12 @@ class Participant:
     def wake(self) -> None:
         """Its turn begins: note what it used while it should have used nothing."""
         if not self.stays:
-            self.attempt(self.contender.start)
+            self.start()
         elif self.contender.pid is not None:
             used = cpu_seconds(self.contender.pid) - self._cpu_at_rest
             facts = self.contender.facts
             cores = used / (time.perf_counter() - self._rest_began)
-            facts.idle_cores = max(facts.idle_cores, cores)
+            facts.idle_cores = max(facts.idle_cores or 0.0, cores)
 
 
 @dataclass(slots=True)
@@ -107,6 +106,7 @@ class Run:
             for participant in participants:
                 if participant.stays:
                     participant.start()
+                    participant.rest()
             for number in range(max((p.num_rounds for p in participants), default=0)):
                 self.ceilings.append(self.measure_ceilings())
                 for participant in participants:
@@ -152,7 +152,8 @@ def compare(
             if phase == "http" and name not in SERVERS:
                 continue
             num_rounds = min(rounds, slow_rounds) if WEIGHTS[name] == SLOW_WEIGHTS else rounds
-            participant = Participant(make(name), phase, num_rounds, stays=phase == "offline")
+            stays = phase == "offline" and num_rounds > 1
+            participant = Participant(make(name), phase, num_rounds, stays=stays)
             if is_installed(name):
                 participants.append(participant)
             else:

@@ -92,7 +92,7 @@ def _facts_row(entry: Entry) -> tuple[str, ...]:
         _median(facts.load_s),
         f"{facts.memory.rss / GB:.2f}",
         f"{facts.memory.anonymous / GB:.2f}",
-        f"{facts.idle_cores:.2f}",
+        _number(facts.idle_cores, "{:.2f}"),
     )
 
 

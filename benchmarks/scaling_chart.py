@@ -42,8 +42,10 @@ def render(series: Series, place: str) -> str:
     for index, (num_seqs, line) in enumerate(series.items()):
         color = svg.COLORS[index % len(svg.COLORS)]
         measured = [at(length, 1000 * seconds) for length, seconds, _ in line]
+        limits = [at(length, 1000 * limit) for length, _, limit in line]
         parts += [
-            svg.line([at(length, 1000 * limit) for length, _, limit in line], color, dashed=True),
+            svg.line(limits, color, dashed=True),
+            *(svg.dot(x, y, color, filled=False) for x, y in limits),
             svg.line(measured, color),
             *(svg.dot(x, y, color) for x, y in measured),
             svg.text(measured[-1][0] + 8, measured[-1][1] + 4, f"batch {num_seqs}", size=11),

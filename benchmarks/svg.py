@@ -43,6 +43,7 @@ def line(points: Sequence[tuple[float, float]], color: str, *, dashed: bool = Fa
     return f'<polyline points="{joined}" fill="none" stroke="{color}" stroke-width="1.5"{dashes}/>'
 
 
-def dot(x: float, y: float, color: str) -> str:
+def dot(x: float, y: float, color: str, *, filled: bool = True) -> str:
     """A point of a line."""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>'
+    fill = color if filled else "white"
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{fill}" stroke="{color}"/>'

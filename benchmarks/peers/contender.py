@@ -27,8 +27,8 @@ class Facts:
     load_s: list[float] = field(default_factory=list)
     """The part of it after the imports, where it is known."""
     memory: PeakMemory = field(default_factory=PeakMemory)
-    idle_cores: float = 0.0
-    """Most that it used while others were measured."""
+    idle_cores: float | None = None
+    """Most that it used while others were measured; None if it was not up then."""
 
 
 class Contender(Protocol):
