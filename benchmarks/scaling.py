@@ -23,14 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks import machine, scaling_chart
 from benchmarks.check_4b import checkpoint
 from benchmarks.comparison_table import aligned
 from benchmarks.limits import Machine, ModelCost
 from benchmarks.make_checkpoint import SHAPES
-from qwen3_ray.attention.base import KVCache, allocate_kv_caches
 from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.control import StepArrays
 from qwen3_ray.engine.rendezvous import Rendezvous
@@ -104,35 +102,21 @@ def decode_step(
     )
 
 
-def start(model_dir: Path) -> Rank:
-    """One rank with all cores; its own KV cache is as small as can be."""
+def start(model_dir: Path, kv_bytes: int) -> Rank:
+    """One rank with all cores, whose KV blocks have been written: they hold random values.
+
+    Pages of zeros that nobody wrote would all be one page, and quick to read.
+    """
     config = EngineConfig(
-        model_dir=model_dir,
-        device="cpu",
-        skip_tokenizer_init=True,
-        max_model_len=512,
-        kv_cache_memory=256 << 20,
+        model_dir=model_dir, device="cpu", skip_tokenizer_init=True, kv_cache_memory=kv_bytes
     )
     with tempfile.TemporaryDirectory() as directory:
         rendezvous = Rendezvous(rank=0, size=1, directory=Path(directory))
-        return start_rank(config, rendezvous, lambda _progress: None)
-
-
-def filled_caches(layout: KVLayout, num_blocks: int) -> list[KVCache]:
-    """Random keys and values: pages of zeros that nobody wrote would all be one page."""
-    caches = allocate_kv_caches(
-        num_layers=layout.num_layers,
-        num_blocks=num_blocks,
-        block_size=layout.block_size,
-        num_kv_heads=layout.num_kv_heads,
-        head_dim=layout.head_dim,
-        dtype=layout.dtype,
-        device=torch.device("cpu"),
-    )
-    for cache in caches:
+        rank = start_rank(config, rendezvous, lambda _progress: None)
+    for cache in rank.runner._kv_caches:
         for values in cache:
             values.uniform_(-1.0, 1.0)
-    return caches
+    return rank
 
 
 def run(
@@ -144,21 +128,17 @@ def run(
     num_steps: int,
 ) -> list[Point]:
     """Time `num_steps` steps of each pair, after one that is not counted."""
-    layout = rank.kv_layout
-    num_blocks = max(count * layout.num_blocks_for(length) for count, length in wanted)
-    caches = filled_caches(layout, num_blocks)
-    runner = ModelRunner(rank.model, caches, layout.block_size)
-    block_ids = np.random.default_rng(0).permutation(num_blocks).tolist()
+    block_ids = np.random.default_rng(0).permutation(rank.num_blocks).tolist()
     points = []
     for num_seqs, context_len in wanted:
         arrays = decode_step(
             block_ids,
             num_seqs=num_seqs,
             context_len=context_len,
-            block_size=layout.block_size,
+            block_size=rank.kv_layout.block_size,
         )
-        step_s = [_timed(runner, arrays) for _ in range(num_steps + 1)][1:]
-        kv_bytes = layout.dtype.itemsize
+        step_s = [_timed(rank.runner, arrays) for _ in range(num_steps + 1)][1:]
+        kv_bytes = rank.kv_layout.dtype.itemsize
         read = cost.decode_bytes(num_seqs, context_len, kv_bytes=kv_bytes)
         operations = cost.decode_operations(num_seqs, context_len)
         points.append(
@@ -245,7 +225,7 @@ def main() -> None:
     options = parser.parse_args()
     model_dir = checkpoint(options.shape)
     rates = measured_rates()
-    rank = start(model_dir)
+    rank = start(model_dir, options.kv_bytes)
     wanted = pairs(rank.kv_layout, options.kv_bytes, BATCHES, CONTEXT_LENS)
     points = run(rank, ModelCost.of(model_dir), rates, wanted, num_steps=options.num_steps)
     print("\n".join(table(points)))

@@ -28,7 +28,7 @@ def test_pairs_are_those_whose_blocks_fit() -> None:
 
 def test_the_benchmark_runs_and_stores_table_and_chart(tmp_path: Path) -> None:
     make_checkpoint(SHAPES["tiny"], tmp_path / "model")
-    rank = scaling.start(tmp_path / "model")
+    rank = scaling.start(tmp_path / "model", 32_768 * 1_024)
     cost = ModelCost.of(tmp_path / "model")
     points = scaling.run(rank, cost, RATES, [(1, 64), (1, 512), (3, 64)], num_steps=2)
     assert [(p.num_seqs, p.context_len, len(p.step_s)) for p in points] == [
