@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from qwen3_ray.cpu.compiler import njit
 from qwen3_ray.cpu.numba_callee import callee
+from qwen3_ray.cpu.numba_prefetch import prefetch
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 
 BLOCK_SIZE = 256
+_BYTES_AHEAD = 2048
+"""How far ahead of what is scanned memory is asked for: two blocks."""
 LOG2_E = math.log2(math.e)
 LOWEST = float(np.finfo(np.float32).min)
 """A logit below it is minus infinity: banned."""
@@ -65,9 +68,11 @@ def scan(logits: Floats, maxima: Floats, scale: float, sums: Floats) -> bool:
     bits = logits.view(np.int32)
     keys = maxima.view(np.int32)
     narrow_scale = np.float32(min(scale, _F_MAX_SCALE))
+    ahead = logits.ctypes.data + _BYTES_AHEAD
     highest, lowest = _KEY_OF_MINUS_INFINITY, _KEY_OF_INFINITY
     for block in range(maxima.size):
         start, stop = block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE
+        prefetch(ahead + start * logits.itemsize, BLOCK_SIZE * logits.itemsize)
         high, low = _extremes(bits[start:stop])
         keys[block] = high ^ ((high >> _SIGN_SHIFT) & _ALL_BUT_SIGN)
         highest, lowest = max(highest, high), min(lowest, low)
