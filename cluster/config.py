@@ -52,7 +52,9 @@ class DeployConfig(BaseModel):
         None, ge=1, description="Bytes of KV cache on each rank; default: from the free memory"
     )
     block_size: int | None = Field(
-        None, ge=1, description="Tokens in a KV block; default 32 on CPU, 16 on CUDA"
+        None,
+        ge=1,
+        description="Tokens in a KV block; default 32 on CPU (multiples of 16), 16 on CUDA",
     )
     enable_prefix_caching: bool = Field(
         True, description="Compute what prompts of one salt begin with alike only once"

@@ -50,7 +50,7 @@ class EngineConfig:
     kv_cache_memory: int | None = None
     """Bytes of KV cache on each rank; None to derive it from the free memory."""
     block_size: int | None = None
-    """Tokens in a KV block; None for 32 on CPU and 16 on CUDA."""
+    """Tokens in a KV block; None for 32 on CPU, where it must be a multiple of 16, 16 on CUDA."""
     seed: int = 0
     """Seed from which the seeds of requests without one are drawn."""
     num_threads: int | None = None

@@ -11,15 +11,26 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from qwen3_ray.errors import ConfigError
+
+_CPU_LANES = 8
+_CPU_MULTIPLE = 16
+"""Panels are read by two."""
+
 
 class KVCache(NamedTuple):
-    """Keys and values of one layer: each [num_blocks, num_kv_heads, block_size, head_dim].
+    """Keys and values of one layer, each block's in panels of `lanes` columns.
 
-    Heads come before slots, so that what one work item reads (one head of one block) is contiguous.
+    On CPU a panel has eight lanes and lies as `cpu.numba_tiles` reads it. Elsewhere a panel is one
+    slot's key, or a whole block's values: plainly [num_blocks, num_kv_heads, block_size, head_dim].
+    Heads come before panels, so that what one work item reads (one head of one block) is
+    contiguous.
     """
 
     key: torch.Tensor
+    """[num_blocks, num_kv_heads, block_size / lanes, head_dim, lanes]; a slot is a column."""
     value: torch.Tensor
+    """[num_blocks, num_kv_heads, head_dim / lanes, block_size, lanes]; a slot is a row."""
 
 
 def allocate_kv_caches(
@@ -32,12 +43,29 @@ def allocate_kv_caches(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[KVCache]:
-    """One zeroed cache for each layer; `num_kv_heads` are this rank's."""
-    shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    zeros = _cpu_zeros if device.type == "cpu" else partial(torch.zeros, device=device)
+    """One zeroed cache for each layer; `num_kv_heads` are this rank's.
+
+    Raises:
+        ConfigError: on CPU, `block_size` or `head_dim` is not a multiple of 16.
+    """
+    if device.type == "cpu":
+        _check_multiple("block_size", block_size)
+        _check_multiple("head_dim", head_dim)
+        zeros, key_lanes, value_lanes = _cpu_zeros, _CPU_LANES, _CPU_LANES
+    else:
+        zeros, key_lanes, value_lanes = partial(torch.zeros, device=device), 1, head_dim
+    heads = (num_blocks, num_kv_heads)
+    key_shape = (*heads, block_size // key_lanes, head_dim, key_lanes)
+    value_shape = (*heads, head_dim // value_lanes, block_size, value_lanes)
     return [
-        KVCache(zeros(shape, dtype=dtype), zeros(shape, dtype=dtype)) for _ in range(num_layers)
+        KVCache(zeros(key_shape, dtype=dtype), zeros(value_shape, dtype=dtype))
+        for _ in range(num_layers)
     ]
+
+
+def _check_multiple(field: str, value: int) -> None:
+    if value % _CPU_MULTIPLE != 0:
+        raise ConfigError(field, value, f"must be a multiple of {_CPU_MULTIPLE} on CPU")
 
 
 def _cpu_zeros(shape: tuple[int, ...], *, dtype: torch.dtype) -> torch.Tensor:

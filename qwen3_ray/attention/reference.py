@@ -18,8 +18,11 @@ class ReferenceAttention:
         """See `AttentionBackend`."""
         slots = metadata.slot_mapping[: metadata.num_tokens].long()
         blocks, offsets = slots // metadata.block_size, slots % metadata.block_size
-        cache.key[blocks, :, offsets] = k[: metadata.num_tokens].to(cache.key.dtype)
-        cache.value[blocks, :, offsets] = v[: metadata.num_tokens].to(cache.value.dtype)
+        key_lanes, value_lanes = cache.key.shape[-1], cache.value.shape[-1]
+        keys = k[: metadata.num_tokens].to(cache.key.dtype)
+        values = v[: metadata.num_tokens].to(cache.value.dtype)
+        cache.key[blocks, :, offsets // key_lanes, :, offsets % key_lanes] = keys
+        cache.value[blocks, :, :, offsets] = values.view(*values.shape[:2], -1, value_lanes)
 
     def attend(self, q: torch.Tensor, cache: KVCache, metadata: AttentionMetadata) -> torch.Tensor:
         """See `AttentionBackend`."""
@@ -29,16 +32,16 @@ class ReferenceAttention:
             rows = slice(starts[index], starts[index + 1])
             num_blocks = -(-seq_len // metadata.block_size)
             blocks = metadata.block_tables[index, :num_blocks].long()
-            keys = _contiguous_sequence(cache.key, blocks, seq_len).to(q.dtype)
-            values = _contiguous_sequence(cache.value, blocks, seq_len).to(q.dtype)
+            keys, values = (part[:, :seq_len].to(q.dtype) for part in read_blocks(cache, blocks))
             out[rows] = _causal_attention(q[rows], keys, values)
         return out
 
 
-def _contiguous_sequence(cache: torch.Tensor, blocks: torch.Tensor, seq_len: int) -> torch.Tensor:
-    """[num_blocks, heads, block_size, dim] -> [heads, seq_len, dim] of one sequence."""
-    gathered = cache[blocks].transpose(0, 1)
-    return gathered.reshape(gathered.shape[0], -1, gathered.shape[-1])[:, :seq_len]
+def read_blocks(cache: KVCache, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of `blocks`, each [num_kv_heads, len(blocks) * block_size, head_dim]."""
+    keys = cache.key[blocks].permute(1, 0, 2, 4, 3)
+    values = cache.value[blocks].permute(1, 0, 3, 2, 4)
+    return keys.flatten(1, 3), values.flatten(3).flatten(1, 2)
 
 
 def _causal_attention(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

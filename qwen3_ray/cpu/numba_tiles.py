@@ -6,7 +6,7 @@ accumulate. FBGEMM's fp16 kernels compute in the same order.
 
 A panel is eight columns of the right-hand matrix, stored [k, 8]; panels of one tile lie
 `panel_bytes` apart. The left-hand rows come interleaved, [k, num_rows]: rows that lie a power of
-two apart would fall into the same cache sets.
+two apart would fall into the same cache sets. Short rows that follow each other need not be.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ _SIGNATURE = types.int32(*[types.intp] * 8)
 
 
 def make_tile(
-    num_rows: int, num_panels: int, stored: Stored, *, unroll: int = UNROLL, prefetch: bool = False
+    num_rows: int,
+    num_panels: int,
+    stored: Stored,
+    *,
+    unroll: int = UNROLL,
+    prefetch: bool = False,
+    interleaved: bool = True,
 ) -> Tile:
     """A function for Numba kernels: `out += rows @ panels` for one tile; all addresses in bytes.
 
@@ -46,6 +52,9 @@ def make_tile(
     the output, float32; elements from one output row to the next; whether (1 or 0) to add to what
     the output holds; and, if `prefetch`, the address of what to have in the cache next, as many
     bytes as one panel of halves (else it is not used). Nothing needs to be aligned.
+
+    If not `interleaved`, rows are [num_rows, k] and the last argument is the elements from one to
+    the next; nothing is fetched ahead.
     """
 
     @intrinsic(int)
@@ -63,7 +72,8 @@ def make_tile(
         def generate(
             _context: object, builder: ir.IRBuilder, _signature: object, args: Values
         ) -> ir.Value:
-            _TileEmitter(builder, num_rows, num_panels, stored).emit(args, unroll, prefetch)
+            emitter = _TileEmitter(builder, num_rows, num_panels, stored, interleaved)
+            emitter.emit(args, unroll, prefetch and interleaved)
             return ir.IntType(32)(0)
 
         return _SIGNATURE, generate
@@ -75,11 +85,17 @@ class _TileEmitter:
     """Writes the loop into the function that is being built."""
 
     def __init__(
-        self, builder: ir.IRBuilder, num_rows: int, num_panels: int, stored: Stored
+        self,
+        builder: ir.IRBuilder,
+        num_rows: int,
+        num_panels: int,
+        stored: Stored,
+        interleaved: bool,
     ) -> None:
         self._builder = builder
         self._num_rows = num_rows
         self._num_panels = num_panels
+        self._interleaved = interleaved
         self._panel_type = _STORED[stored]
         kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
         self._fma = builder.module.declare_intrinsic(f"llvm.fma.v{LANES}f32", fnty=kind)
@@ -88,6 +104,11 @@ class _TileEmitter:
         rows, panels, panel_bytes, k, out, out_stride, accumulate, ahead = args
         builder = self._builder
         row_pointer = builder.inttoptr(rows, _FLOAT.as_pointer())
+        row_stride = _int(1) if self._interleaved else ahead
+        row_pointers = [
+            builder.gep(row_pointer, [builder.mul(row_stride, _int(row))])
+            for row in range(self._num_rows)
+        ]
         panel_pointers = [
             builder.inttoptr(self._offset(panels, panel_bytes, p), self._panel_type.as_pointer())
             for p in range(self._num_panels)
@@ -120,7 +141,7 @@ class _TileEmitter:
             at = builder.add(index, _int(step))
             if prefetch and step % UNROLL == 0:  # halves: a cache line holds four steps
                 self._prefetch(builder.gep(ahead_pointer, [at]))
-            totals = self._multiply_add(row_pointer, panel_pointers, at, totals)
+            totals = self._multiply_add(row_pointers, panel_pointers, at, totals)
         following = builder.add(index, _int(unroll))
         index.add_incoming(following, builder.block)
         for total, value in zip(sums, totals, strict=True):
@@ -132,7 +153,7 @@ class _TileEmitter:
 
     def _multiply_add(
         self,
-        row_pointer: ir.Value,
+        row_pointers: list[ir.Value],
         panel_pointers: list[ir.Value],
         at: ir.Value,
         totals: list[ir.Value],
@@ -140,10 +161,10 @@ class _TileEmitter:
         """One step of k: every row times every panel."""
         builder = self._builder
         columns = [self._load_panel(pointer, at) for pointer in panel_pointers]
-        first = builder.mul(at, _int(self._num_rows))
+        place = builder.mul(at, _int(self._num_rows if self._interleaved else 1))
         results: list[ir.Value] = []
-        for row in range(self._num_rows):
-            address = builder.gep(row_pointer, [builder.add(first, _int(row))])
+        for row_pointer in row_pointers:
+            address = builder.gep(row_pointer, [place])
             value = self._broadcast(builder.load(address, align=_FLOAT_BYTES))
             for column in columns:
                 total = totals[len(results)]

@@ -1,18 +1,35 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
-from qwen3_ray.attention.base import AttentionMetadata, KVCache, allocate_kv_caches
+from qwen3_ray.attention import numba_attention
+from qwen3_ray.attention.base import (
+    AttentionBackend,
+    AttentionMetadata,
+    KVCache,
+    allocate_kv_caches,
+)
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
-from qwen3_ray.attention.reference import ReferenceAttention
+from qwen3_ray.attention.reference import ReferenceAttention, read_blocks
 from qwen3_ray.cpu.thread_pool import ThreadPool
+from qwen3_ray.errors import ConfigError
 
 BLOCK_SIZE = 32
+LOG2_E = math.log2(math.e)
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Rows = tuple[Floats, Floats, Floats]
+Places = tuple[Ints, Ints, Ints, Ints]
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +37,13 @@ def backend() -> NumbaPagedAttention:
     return NumbaPagedAttention(ThreadPool(2))
 
 
-def make_cache(num_blocks: int, num_kv_heads: int, head_dim: int) -> KVCache:
+def make_cache(
+    num_blocks: int, num_kv_heads: int, head_dim: int, block_size: int = BLOCK_SIZE
+) -> KVCache:
     (cache,) = allocate_kv_caches(
         num_layers=1,
         num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
+        block_size=block_size,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         dtype=torch.float32,
@@ -37,10 +56,13 @@ def make_cache(num_blocks: int, num_kv_heads: int, head_dim: int) -> KVCache:
 
 
 def make_metadata(
-    sequences: list[tuple[int, int]], num_blocks: int, num_padding: int = 0
+    sequences: list[tuple[int, int]],
+    num_blocks: int,
+    num_padding: int = 0,
+    block_size: int = BLOCK_SIZE,
 ) -> AttentionMetadata:
     """Each sequence is (tokens in all, rows of this step); blocks are scattered."""
-    needed = [-(-seq_len // BLOCK_SIZE) for seq_len, _ in sequences]
+    needed = [-(-seq_len // block_size) for seq_len, _ in sequences]
     order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7)).int()
     tables = torch.zeros(len(sequences), max(needed), dtype=torch.int32)
     slots, starts, used = [], [0], 0
@@ -48,7 +70,7 @@ def make_metadata(
         tables[i, : needed[i]] = order[used : used + needed[i]]
         used += needed[i]
         positions = torch.arange(seq_len - num_rows, seq_len)
-        slots.append(tables[i][positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE)
+        slots.append(tables[i][positions // block_size] * block_size + positions % block_size)
         starts.append(starts[-1] + num_rows)
     slots.append(torch.full((num_padding,), -1))
     return AttentionMetadata(
@@ -57,7 +79,7 @@ def make_metadata(
         block_tables=tables,
         slot_mapping=torch.cat(slots).int(),
         num_tokens=starts[-1],
-        block_size=BLOCK_SIZE,
+        block_size=block_size,
     )
 
 
@@ -70,7 +92,8 @@ def make_metadata(
     ),
     num_kv_heads=st.integers(1, 3),
     group=st.sampled_from([1, 2, 3, 4, 5]),
-    head_dim=st.sampled_from([8, 32, 64, 128]),
+    head_dim=st.sampled_from([16, 32, 48, 128]),
+    block_size=st.sampled_from([16, 32, 48]),
     num_padding=st.integers(0, 3),
 )
 def test_attention_equals_the_oracle(
@@ -79,28 +102,29 @@ def test_attention_equals_the_oracle(
     num_kv_heads: int,
     group: int,
     head_dim: int,
+    block_size: int,
     num_padding: int,
 ) -> None:
-    cache = make_cache(20, num_kv_heads, head_dim)
-    metadata = make_metadata(sequences, 20, num_padding)
+    cache = make_cache(28, num_kv_heads, head_dim, block_size)
+    metadata = make_metadata(sequences, 28, num_padding, block_size)
     q = torch.randn(metadata.num_tokens + num_padding, num_kv_heads * group, head_dim)
     expected = ReferenceAttention().attend(q, cache, metadata)
     torch.testing.assert_close(backend.attend(q, cache, metadata), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_padding_is_zero_and_not_written(backend: NumbaPagedAttention) -> None:
-    metadata = make_metadata([(40, 3)], 4, num_padding=2)
-    for attention in (backend, ReferenceAttention()):
-        cache = make_cache(4, 2, 8)
-        before = cache.key.clone()
-        k, v = torch.randn(2, 5, 2, 8)
-        attention.write_kv(k, v, cache, metadata)
-        changed = (cache.key != before).any(-1).any(1)  # [num_blocks, block_size]
-        assert int(changed.sum()) == 3
-        for row, slot in enumerate(metadata.slot_mapping[:3].tolist()):
-            assert torch.equal(cache.key[slot // BLOCK_SIZE, :, slot % BLOCK_SIZE], k[row])
-            assert torch.equal(cache.value[slot // BLOCK_SIZE, :, slot % BLOCK_SIZE], v[row])
-        assert not attention.attend(torch.randn(5, 4, 8), cache, metadata)[3:].any()
+@pytest.mark.parametrize("attention", [NumbaPagedAttention(ThreadPool(2)), ReferenceAttention()])
+def test_padding_is_zero_and_not_written(attention: AttentionBackend) -> None:
+    metadata = make_metadata([(70, 35)], 4, num_padding=2)
+    cache = make_cache(4, 2, 16)
+    all_blocks = torch.arange(4)
+    before = read_blocks(cache, all_blocks)
+    k, v = torch.randn(2, 37, 2, 16)
+    attention.write_kv(k, v, cache, metadata)
+    for was, now, rows in zip(before, read_blocks(cache, all_blocks), (k, v), strict=True):
+        expected = was.clone()  # [num_kv_heads, num_blocks * block_size, head_dim]
+        expected[:, metadata.slot_mapping[:35].long()] = rows[:35].transpose(0, 1)
+        assert torch.equal(now, expected)
+    assert not attention.attend(torch.randn(37, 4, 16), cache, metadata)[35:].any()
 
 
 def test_large_scores_neither_overflow_nor_vanish(backend: NumbaPagedAttention) -> None:
@@ -111,19 +135,25 @@ def test_large_scores_neither_overflow_nor_vanish(backend: NumbaPagedAttention) 
     torch.testing.assert_close(backend.attend(q, cache, metadata), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_follows_a_row_in_its_block_is_not_read(backend: NumbaPagedAttention) -> None:
+@pytest.mark.parametrize("num_rows", [1, 4, 37])
+@pytest.mark.parametrize("seq_len", [37, 49])
+def test_what_follows_a_row_in_its_block_is_not_read(num_rows: int, seq_len: int) -> None:
     """A block may hold what a broken request left: times a weight of 0, NaN is still NaN."""
+    backend = NumbaPagedAttention(ThreadPool(1))
     cache = make_cache(2, 1, 16)
-    metadata = make_metadata([(37, 4)], 2)
-    q = torch.randn(4, 2, 16)
+    metadata = make_metadata([(seq_len, num_rows)], 2)
+    q = torch.randn(num_rows, 2, 16)
     clean = backend.attend(q, cache, metadata)
-    block = metadata.block_tables[0, 1]
-    cache.key[block, :, 5:] = float("nan")
-    cache.value[block, :, 5:] = float("nan")
+    block, used = metadata.block_tables[0, 1], seq_len - BLOCK_SIZE
+    lanes = cache.key.shape[-1]
+    for slot in range(used, BLOCK_SIZE):
+        cache.key[block, :, slot // lanes, :, slot % lanes] = float("nan")
+    cache.value[block, :, :, used:] = float("nan")
+    assert read_blocks(cache, torch.tensor([block]))[0].isnan().any(-1).sum() == BLOCK_SIZE - used
     assert torch.equal(backend.attend(q, cache, metadata), clean)
 
 
-@pytest.mark.parametrize("group", [1, 2, 5])
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 8])
 def test_bits_do_not_depend_on_rows_beside_or_threads(group: int) -> None:
     """Each position alone, as a decode step, against one prefill of all and a mixed batch."""
     num_tokens, num_kv_heads, head_dim = 75, 2, 64
@@ -169,3 +199,57 @@ def test_the_oracle_itself_depends_on_the_batch() -> None:
         for p in range(num_tokens)
     ]
     assert not torch.equal(torch.cat(rows), expected)
+
+
+@njit(fastmath=True)
+def write_and_attend(
+    counter: int, rows: Rows, key_cache: Floats, value_cache: Floats, places: Places, out: Floats
+) -> None:
+    """As a kernel of many layers does, with one thread; it is compiled carelessly."""
+    q, k, v = rows
+    query_start_loc, seq_lens, block_tables, slot_mapping = places
+    numba_attention.write_kv(0, 1, k, v, key_cache, value_cache, slot_mapping, q.shape[0])
+    numba_attention.attend(
+        0, 1, counter, q, key_cache, value_cache, query_start_loc, seq_lens, block_tables,
+        q.shape[0], np.float32(0.25 * LOG2_E), out,
+    )  # fmt: skip
+
+
+def test_another_kernel_gets_the_same_bits_and_every_output(backend: NumbaPagedAttention) -> None:
+    cache = make_cache(8, 2, 16)
+    metadata = make_metadata([(75, 40), (60, 1)], 8)
+    q, k, v = torch.randn(41, 6, 16), torch.randn(41, 2, 16), torch.randn(41, 2, 16)
+    counter, out = np.zeros(1, np.int64), np.full(q.shape, np.nan, np.float32)
+    write_and_attend(
+        counter.ctypes.data,
+        (q.numpy(), k.numpy(), v.numpy()),
+        cache.key.numpy(),
+        cache.value.numpy(),
+        (
+            metadata.query_start_loc.numpy(),
+            metadata.seq_lens.numpy(),
+            metadata.block_tables.numpy(),
+            metadata.slot_mapping.numpy(),
+        ),
+        out,
+    )
+    expected = ReferenceAttention().attend(q, cache, metadata)
+    torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-5, atol=1e-5)
+    backend.write_kv(k, v, cache, metadata)
+    assert torch.equal(backend.attend(q, cache, metadata), torch.from_numpy(out))
+
+
+@pytest.mark.parametrize(("block_size", "head_dim"), [(24, 16), (16, 24)])
+def test_sizes_that_panels_cannot_hold_are_refused(block_size: int, head_dim: int) -> None:
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        make_cache(1, 1, head_dim, block_size)
+
+
+def test_elsewhere_than_on_cpu_blocks_lie_plainly() -> None:
+    device = torch.device("meta")
+    (cache,) = allocate_kv_caches(
+        num_layers=1, num_blocks=3, block_size=4, num_kv_heads=2, head_dim=6,
+        dtype=torch.float32, device=device,
+    )  # fmt: skip
+    assert cache.key.view(3, 2, 4, 6).shape == cache.value.view(3, 2, 4, 6).shape
+    assert cache.key[0, 0, 1, 0].storage_offset() == cache.value[0, 0, 0, 1].storage_offset() == 6

@@ -1,0 +1,274 @@
+"""Paged attention on CPU by tiles: one kernel for prefill, chunks and decode alike.
+
+A row's bits depend on its own query and the cached keys and values alone: blocks are anchored at
+position 0 and taken in order by a running softmax, and `numba_tiles` adds up every product in one
+order whatever stands beside it. Threads, tiles and sequences only decide who computes a row.
+
+A lane is one query head of one row. The lanes of an item share a key/value head: they are the rows
+of its tiles, a block's keys or values the panels. `q` and `out` are [num_rows, num_heads,
+head_dim], caches as `base.KVCache` has them on CPU.
+"""
+# ruff: noqa: PLR0917 - Numba compiles calls by position
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from qwen3_ray.attention.numba_softmax import LOWEST, SLOTS, exp2, maximum_of, weigh
+from qwen3_ray.cpu.compiler import njit
+from qwen3_ray.cpu.numba_callee import callee
+from qwen3_ray.cpu.numba_sync import atomic_add
+from qwen3_ray.cpu.numba_tiles import LANES, make_tile
+
+_Floats = npt.NDArray[np.float32]
+_Ints = npt.NDArray[np.int32]
+_Item = tuple[int, int, int, int]
+"""(first row, rows, first row's position, key/value head) of one sequence."""
+_Scratch = tuple[_Floats, _Floats, _Floats, _Floats]
+"""Each lane's query, scores or weights of a block, weighted values so far, (maximum, sum)."""
+
+_LOG2_E = math.log2(math.e)
+_ITEM_LANES = 48  # that share what they read of the cache, and whose state stays in the nearest one
+_TALLEST = 6
+_FLOAT_BYTES = 4
+_PANEL_ROW_BYTES = LANES * _FLOAT_BYTES
+_ZERO = np.float32(0)
+
+# Any number of keys may be added up: nothing is unrolled here, LLVM does so itself.
+_tile_2x4 = make_tile(2, 4, "float", unroll=1, interleaved=False)
+_tile_2x2 = make_tile(2, 2, "float", unroll=1, interleaved=False)
+_tile_4x2 = make_tile(4, 2, "float", unroll=1, interleaved=False)
+_tile_6x2 = make_tile(6, 2, "float", unroll=1, interleaved=False)
+
+
+def score_scale(head_dim: int) -> np.float32:
+    """What makes a product of query and key the power of two that it weighs."""
+    return np.float32(head_dim**-0.5 * _LOG2_E)
+
+
+@njit(cache=True, nogil=True)
+def write_kv(
+    part: int,
+    num_parts: int,
+    k: _Floats,
+    v: _Floats,
+    key_cache: _Floats,
+    value_cache: _Floats,
+    slot_mapping: _Ints,
+    num_tokens: int,
+) -> None:
+    """Store this part's share of the rows `k` and `v`, [num_rows, num_kv_heads, head_dim].
+
+    All parts must have returned before any thread calls `attend` on these caches.
+    """
+    block_size = value_cache.shape[3]
+    first, last = num_tokens * part // num_parts, num_tokens * (part + 1) // num_parts
+    for head in range(k.shape[1]):  # outside: rows that follow each other share cache lines
+        for row in range(first, last):
+            block, offset = slot_mapping[row] // block_size, slot_mapping[row] % block_size
+            keys, values = key_cache[block, head, offset // LANES], value_cache[block, head]
+            for d in range(k.shape[2]):
+                keys[d, offset % LANES] = k[row, head, d]
+            for panel in range(values.shape[0]):
+                for lane in range(LANES):
+                    values[panel, offset, lane] = v[row, head, panel * LANES + lane]
+
+
+# A caller's fastmath would be taken over if this did not refuse it.
+@njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+def attend(
+    part: int,
+    num_parts: int,  # noqa: ARG001 - as of all kernels
+    counter: int,
+    q: _Floats,
+    key_cache: _Floats,
+    value_cache: _Floats,
+    query_start_loc: _Ints,
+    seq_lens: _Ints,
+    block_tables: _Ints,
+    num_tokens: int,
+    scale: np.float32,
+    out: _Floats,
+) -> None:
+    """Take items, sequence x some rows x key/value head, until none is left.
+
+    Before any thread comes here, all must be done with `write_kv` and with what made `q`; `out` is
+    complete when all have returned.
+
+    Args:
+        part: 0 for one of the threads.
+        num_parts: not used: work goes to who asks.
+        counter: address of an int64, 0 when the first thread comes.
+        q: contiguous in head_dim, a multiple of 16.
+        key_cache: as `KVCache.key`.
+        value_cache: as `KVCache.value`; block_size is a multiple of 16.
+        query_start_loc: as the three that follow, see `AttentionMetadata`.
+        seq_lens: of all sequences.
+        block_tables: entries beyond a sequence's length are not read.
+        num_tokens: what `out` holds from this row on becomes zero.
+        scale: `score_scale(head_dim)`.
+        out: need not be initialised.
+    """
+    group = q.shape[1] // key_cache.shape[1]
+    item_rows = max(1, _ITEM_LANES // group)
+    num_lanes = _even(min(item_rows, num_tokens) * group)
+    scratch = (
+        np.empty((num_lanes, q.shape[2]), np.float32),
+        np.empty((num_lanes, value_cache.shape[3]), np.float32),
+        np.empty((num_lanes, q.shape[2]), np.float32),
+        np.empty((num_lanes, 2), np.float32),
+    )
+    if part == 0:
+        out[num_tokens:] = _ZERO
+    seq, first_item, num_items = -1, 0, 0
+    while True:
+        item = atomic_add(counter, 1)
+        while item >= first_item + num_items:
+            seq += 1
+            if seq == seq_lens.shape[0]:
+                return
+            first_item += num_items
+            num_rows = query_start_loc[seq + 1] - query_start_loc[seq]
+            num_items = (num_rows + item_rows - 1) // item_rows * key_cache.shape[1]
+        # The last rows first: they have the most keys, and short items fill up the end.
+        index = first_item + num_items - 1 - item
+        row = query_start_loc[seq] + index // key_cache.shape[1] * item_rows
+        stop = query_start_loc[seq + 1]
+        position = seq_lens[seq] - stop + row
+        where = (row, min(item_rows, stop - row), position, index % key_cache.shape[1])
+        _attend_item(where, q, key_cache, value_cache, block_tables[seq], scale, scratch, out)
+
+
+@callee
+def _attend_item(
+    item: _Item,
+    q: _Floats,
+    key_cache: _Floats,
+    value_cache: _Floats,
+    block_table: _Ints,
+    scale: np.float32,
+    scratch: _Scratch,
+    out: _Floats,
+) -> None:
+    row, num_rows, position, kv_head = item
+    queries, scores, sums, softmax = scratch
+    head_dim, block_size = q.shape[2], value_cache.shape[3]
+    group = q.shape[1] // key_cache.shape[1]
+    num_lanes = num_rows * group
+    for lane in range(_even(num_lanes)):
+        real = min(lane, num_lanes - 1)  # the last of an odd number is computed twice
+        for d in range(head_dim):  # to assign slices takes Numba seconds to compile
+            queries[lane, d] = q[row + real // group, kv_head * group + real % group, d]
+        softmax[lane, 0], softmax[lane, 1] = LOWEST, _ZERO
+    query, score, total = queries.ctypes.data, scores.ctypes.data, sums.ctypes.data
+    for block in range((position + num_rows - 1) // block_size + 1):
+        index = np.int64(block_table[block]) * key_cache.shape[1] + kv_head
+        offset = index * block_size * head_dim * _FLOAT_BYTES
+        # Lane i sees `num_keys + i // group` keys from the block's first on: all, some or none.
+        num_keys = position - block * block_size + 1
+        for lane in range(0, num_lanes, _TALLEST):
+            most = _most_keys(lane, num_lanes, group, num_keys, block_size)
+            if most > 0:
+                _multiply(
+                    _height(lane, num_lanes), query + lane * head_dim * _FLOAT_BYTES, head_dim,
+                    key_cache.ctypes.data + offset, head_dim, head_dim,
+                    (most + SLOTS - 1) // SLOTS * (SLOTS // LANES),
+                    score + lane * block_size * _FLOAT_BYTES, block_size, 0,
+                )  # fmt: skip
+        _weigh_lanes(num_lanes, group, num_keys, scale, scores, sums, softmax)
+        for lane in range(0, num_lanes, _TALLEST):
+            most = _most_keys(lane, num_lanes, group, num_keys, block_size)
+            if most > 0:
+                _multiply(
+                    _height(lane, num_lanes), score + lane * block_size * _FLOAT_BYTES, block_size,
+                    value_cache.ctypes.data + offset, block_size, most, head_dim // LANES,
+                    total + lane * head_dim * _FLOAT_BYTES, head_dim, min(block, 1),
+                )  # fmt: skip
+    for lane in range(num_lanes):
+        for d in range(head_dim):
+            mean = sums[lane, d] / softmax[lane, 1]
+            out[row + lane // group, kv_head * group + lane % group, d] = mean
+
+
+@callee
+def _even(number: int) -> int:
+    return (number + 1) // 2 * 2
+
+
+@callee
+def _height(lane: int, num_lanes: int) -> int:
+    """Rows of the tile that begins at `lane`: 2, 4 or 6."""
+    return min(_TALLEST, _even(num_lanes - lane))
+
+
+@callee
+def _most_keys(lane: int, num_lanes: int, group: int, num_keys: int, block_size: int) -> int:
+    """Keys of a block that the last lane of the tile which begins at `lane` sees."""
+    last = min(lane + _TALLEST, num_lanes) - 1
+    return min(block_size, num_keys + last // group)
+
+
+@callee
+def _weigh_lanes(
+    num_lanes: int,
+    group: int,
+    num_keys: int,
+    scale: np.float32,
+    scores: _Floats,
+    sums: _Floats,
+    softmax: _Floats,
+) -> None:
+    """Turn scores into softmax weights, 0 for keys that a lane does not see.
+
+    Weights are relative to the maximum of all blocks so far: what earlier blocks left fades when
+    it rises. In two loops, so that the processor can overlap what each lane waits for.
+    """
+    block_size = scores.shape[1]
+    row_bytes = block_size * _FLOAT_BYTES
+    for lane in range(_even(num_lanes)):
+        seen = num_keys + min(lane, num_lanes - 1) // group
+        before = softmax[lane, 0]
+        maximum = maximum_of(scores.ctypes.data + lane * row_bytes, block_size, seen, before)
+        if maximum != before:
+            fade = exp2((before - maximum) * scale)
+            softmax[lane, 0] = maximum
+            softmax[lane, 1] *= fade
+            for d in range(sums.shape[1]):
+                sums[lane, d] *= fade
+    for lane in range(_even(num_lanes)):
+        seen = num_keys + min(lane, num_lanes - 1) // group
+        address = scores.ctypes.data + lane * row_bytes
+        softmax[lane, 1] += weigh(address, block_size, seen, softmax[lane, 0], scale)
+
+
+@callee
+def _multiply(
+    height: int,
+    rows: int,
+    row_stride: int,
+    panels: int,
+    panel_rows: int,
+    k: int,
+    num_panels: int,
+    out: int,
+    out_stride: int,
+    accumulate: int,
+) -> None:
+    """`height` rows times an even number of panels, each [panel_rows, 8] of which `k` are used."""
+    panel_bytes = panel_rows * _PANEL_ROW_BYTES
+    panel = 0
+    while panel < num_panels:
+        at, to = panels + panel * panel_bytes, out + panel * _PANEL_ROW_BYTES
+        if height == 6:
+            _tile_6x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+        elif height == 4:
+            _tile_4x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+        elif num_panels - panel >= 4:
+            _tile_2x4(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+            panel += 2
+        else:
+            _tile_2x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+        panel += 2
