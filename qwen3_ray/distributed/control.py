@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from qwen3_ray.distributed.collectives import Collectives, connect
 from qwen3_ray.distributed.process_group import ProcessGroupCollectives
 from qwen3_ray.errors import EngineError
 
-VERSION = 2
+VERSION = 3
 HEADER_SIZE = 8
+FRAME_SIZE = 4_096
+"""Numbers in a frame's first message. Decodes of 64 requests fit; one message of 16 KiB costs less
+than two that are as short as can be."""
 _MAX_INT32 = 2**31 - 1
 
 Int32s = NDArray[np.int32]
@@ -63,33 +67,29 @@ class StepArrays:
         return self.logits_indices.size
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """The part of the header that gives the payload its shape."""
+_KINDS = frozenset(Kind)
+_ARRAYS = tuple(field.name for field in fields(StepArrays))
 
-    num_tokens: int
-    num_seqs: int
-    max_blocks: int
-    num_logits: int
 
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the arrays of `StepArrays`, in its order."""
-        rows = (self.num_tokens,)
-        return (
-            rows,
-            rows,
-            rows,
-            (self.num_seqs + 1,),
-            (self.num_seqs,),
-            (self.num_seqs, self.max_blocks),
-            (self.num_logits,),
-        )
+class _Sizes(NamedTuple):
+    """The part of the header that gives the arrays their shapes."""
+
+    num_tokens: int = 0
+    num_seqs: int = 0
+    max_blocks: int = 0
+    num_logits: int = 0
+
+    def lengths(self) -> tuple[int, ...]:
+        """Sizes of the arrays of `StepArrays`, in its order."""
+        rows, seqs = self.num_tokens, self.num_seqs
+        return rows, rows, rows, seqs + 1, seqs, seqs * self.max_blocks, self.num_logits
 
 
 class StepControl:
     """Rank 0 sends frames, every other rank receives each of them, in order.
 
-    A frame is a header [version, epoch, step, kind, sizes...] and for `STEP` one flat payload.
+    A frame is a header [version, epoch, step, kind, sizes...] and for `STEP` all arrays one after
+    the other. It comes in a message of `FRAME_SIZE`, and what is left in a second one.
     `epoch` names one life of a group and `step` counts its frames, so that a rank that is out of
     step, or a frame of another life, is noticed. Of one rank, everything is a no-op.
     """
@@ -128,14 +128,19 @@ class StepControl:
         """
         if self._collectives is None:
             return
-        header = np.zeros(HEADER_SIZE, np.int32)
-        header[:4] = VERSION, self._epoch, self._step, kind
-        if arrays is not None:
-            header[4:] = _sizes_of(arrays)
+        parts = [] if arrays is None else _parts(arrays)
+        sizes = _Sizes() if arrays is None else _sizes_of(arrays)
+        num_words = HEADER_SIZE + sum(part.size for part in parts)
+        frame = np.zeros(max(num_words, FRAME_SIZE), np.int32)
+        frame[:HEADER_SIZE] = VERSION, self._epoch, self._step, kind, *sizes
+        begin = HEADER_SIZE
+        for part in parts:
+            frame[begin : begin + part.size] = part.ravel()
+            begin += part.size
         self._step = (self._step + 1) & _MAX_INT32
-        self._broadcast(header)
-        if arrays is not None:
-            self._broadcast(np.concatenate([part.ravel() for part in _parts(arrays)]))
+        self._broadcast(frame[:FRAME_SIZE])
+        if num_words > FRAME_SIZE:
+            self._broadcast(frame[FRAME_SIZE:])
 
     def receive(self) -> tuple[Kind, StepArrays | None]:
         """On the other ranks: wait for the next frame.
@@ -144,15 +149,18 @@ class StepControl:
             EngineError: rank 0 is gone or silent for too long, or the frame is not one that
                 follows the last.
         """
-        header = np.zeros(HEADER_SIZE, np.int32)
-        self._broadcast(header)
-        kind = self._check(header)
+        frame = np.empty(FRAME_SIZE, np.int32)
+        self._broadcast(frame)
+        kind, sizes = self._check(frame[:HEADER_SIZE].tolist())
         if kind is not Kind.STEP:
             return kind, None
-        shapes = _Sizes(*(int(size) for size in header[4:])).shapes()
-        payload = np.empty(sum(int(np.prod(shape)) for shape in shapes), np.int32)
-        self._broadcast(payload)
-        return kind, _unpack(payload, shapes)
+        num_words = HEADER_SIZE + sum(sizes.lengths())
+        if num_words > FRAME_SIZE:
+            whole = np.empty(num_words, np.int32)
+            whole[:FRAME_SIZE] = frame
+            self._broadcast(whole[FRAME_SIZE:])
+            frame = whole
+        return kind, _unpack(frame, sizes)
 
     def values_of_ranks(self, value: int) -> tuple[int, ...]:
         """All ranks' values, by rank; every rank must call it.
@@ -172,8 +180,8 @@ class StepControl:
         with group_errors():
             self._collectives.broadcast(torch.from_numpy(values))
 
-    def _check(self, header: Int32s) -> Kind:
-        version, epoch, step, kind = (int(word) for word in header[:4])
+    def _check(self, header: list[int]) -> tuple[Kind, _Sizes]:
+        version, epoch, step, kind, *sizes = header
         if version != VERSION:
             raise EngineError(f"step frame has version {version}, this rank reads {VERSION}")
         if self._epoch == -1:
@@ -182,10 +190,10 @@ class StepControl:
             raise EngineError(
                 f"step frame {epoch}:{step} came where {self._epoch}:{self._step} was due"
             )
-        if kind not in tuple(Kind) or (header[4:] < 0).any():
-            raise EngineError(f"step frame is damaged: {header.tolist()}")
+        if kind not in _KINDS or min(sizes) < 0:
+            raise EngineError(f"step frame is damaged: {header}")
         self._step = (self._step + 1) & _MAX_INT32
-        return Kind(kind)
+        return Kind(kind), _Sizes(*sizes)
 
 
 def _connect(
@@ -199,27 +207,27 @@ def _connect(
 
 
 def _parts(arrays: StepArrays) -> list[Int32s]:
-    return [getattr(arrays, field.name) for field in fields(StepArrays)]
+    return [getattr(arrays, name) for name in _ARRAYS]
 
 
-def _sizes_of(arrays: StepArrays) -> tuple[int, ...]:
+def _sizes_of(arrays: StepArrays) -> _Sizes:
     num_seqs, max_blocks = arrays.block_tables.shape
-    return arrays.num_tokens, num_seqs, max_blocks, arrays.num_logits
+    return _Sizes(arrays.num_tokens, num_seqs, max_blocks, arrays.num_logits)
 
 
-def _unpack(payload: Int32s, shapes: tuple[tuple[int, ...], ...]) -> StepArrays:
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    parts = [
-        part.reshape(shape)
-        for part, shape in zip(np.split(payload, ends[:-1]), shapes, strict=True)
-    ]
+def _unpack(frame: Int32s, sizes: _Sizes) -> StepArrays:
+    parts = []
+    begin = HEADER_SIZE
+    for length in sizes.lengths():
+        parts.append(frame[begin : begin + length])
+        begin += length
     return StepArrays(
         input_ids=parts[0],
         positions=parts[1],
         slot_mapping=parts[2],
         query_start_loc=parts[3],
         seq_lens=parts[4],
-        block_tables=parts[5],
+        block_tables=parts[5].reshape(sizes.num_seqs, sizes.max_blocks),
         logits_indices=parts[6],
     )
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from qwen3_ray.distributed.control import HEADER_SIZE, VERSION, Kind, StepArrays, StepControl
+from qwen3_ray.distributed.control import (
+    FRAME_SIZE,
+    HEADER_SIZE,
+    VERSION,
+    Kind,
+    StepArrays,
+    StepControl,
+)
 from qwen3_ray.errors import EngineError
 
 CPU = torch.device("cpu")
@@ -30,7 +37,7 @@ def controls(pool: ThreadPoolExecutor) -> tuple[StepControl, StepControl]:
     return futures[0].result(), futures[1].result()
 
 
-def make_arrays() -> StepArrays:
+def make_arrays(num_blocks: int = 3) -> StepArrays:
     int32 = np.int32
     return StepArrays(
         input_ids=np.array([5, 6, 7], int32),
@@ -38,16 +45,24 @@ def make_arrays() -> StepArrays:
         slot_mapping=np.array([11, 4, 5], int32),
         query_start_loc=np.array([0, 1, 3], int32),
         seq_lens=np.array([4, 2], int32),
-        block_tables=np.array([[2, 1, 9], [1, 0, 0]], int32),
+        block_tables=np.arange(2 * num_blocks, dtype=int32).reshape(2, num_blocks),
         logits_indices=np.array([0, 2], int32),
     )
 
 
+NUM_OTHER_WORDS = HEADER_SIZE + sum(
+    getattr(make_arrays(0), name).size for name in StepArrays.__slots__
+)
+"""Of a frame without block tables."""
+
+
+@pytest.mark.parametrize("num_more", [-1_000, 0, 2, 100_000], ids="{:+} words".format)
 def test_a_step_arrives_as_it_was_sent(
-    controls: tuple[StepControl, StepControl], pool: ThreadPoolExecutor
+    controls: tuple[StepControl, StepControl], pool: ThreadPoolExecutor, num_more: int
 ) -> None:
+    """Also if it is as long as one message, or longer."""
     leader, follower = controls
-    sent = make_arrays()
+    sent = make_arrays((FRAME_SIZE - NUM_OTHER_WORDS + num_more) // 2)
     for kind, arrays in (
         (Kind.NOOP, None),
         (Kind.STEP, sent),
@@ -89,7 +104,7 @@ def test_a_frame_that_cannot_be_right_is_refused(
     received = pool.submit(follower.receive)
     leader.send(Kind.NOOP)
     assert received.result() == (Kind.NOOP, None)
-    header = torch.zeros(HEADER_SIZE, dtype=torch.int32)
+    header = torch.zeros(FRAME_SIZE, dtype=torch.int32)
     header[:4] = torch.tensor([VERSION, leader._epoch, 1, Kind.NOOP])
     header[word] = value
     received = pool.submit(follower.receive)
