@@ -33,6 +33,6 @@ def floats_at(address: int, size: int) -> _Floats:
 
 
 @callee
-def cache_at(address: int, shape: tuple[int, int, int, int]) -> _Floats:
-    """float32 of four dimensions at `address`, contiguous."""
+def cache_at(address: int, shape: tuple[int, int, int, int, int]) -> _Floats:
+    """float32 of five dimensions at `address`, contiguous."""
     return carray(_pointer(address), shape, np.float32)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
 
 from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.reference import ReferenceAttention
+from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import activation, moe, norm, rotary
+from qwen3_ray.layers.layer_stack import DenseLayer, LayerStack
 from qwen3_ray.layers.linear import Matrix
 from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.rotary import QKNorm
@@ -27,6 +29,23 @@ class Kernels(Protocol):
 
     def packer(self, *, halves: bool) -> Callable[[torch.Tensor], Matrix] | None:
         """How these kernels want weights, in halves if they may; None: as they are."""
+
+    def fuse(
+        self,
+        layers: Sequence[DenseLayer],
+        *,
+        num_kv_heads: int,
+        cos_sin: torch.Tensor,
+        tp: TPGroup,
+    ) -> LayerStack | None:
+        """All layers in one, if these kernels can; with the bits of calling them one by one.
+
+        Args:
+            layers: of one shape, at least one.
+            num_kv_heads: this rank's.
+            cos_sin: see `rotary.build_cos_sin`.
+            tp: whose ranks sum up what the layers give.
+        """
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
@@ -70,6 +89,16 @@ class ReferenceKernels:
         self.add_weighted = moe.add_weighted
 
     def packer(self, *, halves: bool) -> None:
+        """See `Kernels`."""
+
+    def fuse(
+        self,
+        layers: Sequence[DenseLayer],
+        *,
+        num_kv_heads: int,
+        cos_sin: torch.Tensor,
+        tp: TPGroup,
+    ) -> None:
         """See `Kernels`."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,12 @@ import torch
 from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
 from qwen3_ray.cpu.thread_pool import ThreadPool
+from qwen3_ray.distributed.numba_lanes import SharedSum
+from qwen3_ray.distributed.shared_collectives import SharedCollectives
+from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import numba_rows
+from qwen3_ray.layers.fused import FusedLayers, packed_matrices
+from qwen3_ray.layers.layer_stack import DenseLayer
 from qwen3_ray.layers.linear import Matrix
 from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.packed import PackedMatrix
@@ -33,6 +38,28 @@ class NumbaKernels:
     def packer(self, *, halves: bool) -> Callable[[torch.Tensor], Matrix]:
         """See `Kernels`."""
         return partial(PackedMatrix, pool=self._pool, halves=halves)
+
+    def fuse(
+        self,
+        layers: Sequence[DenseLayer],
+        *,
+        num_kv_heads: int,
+        cos_sin: torch.Tensor,
+        tp: TPGroup,
+    ) -> FusedLayers | None:
+        """See `Kernels`."""
+        shared = _shared_sum(tp)
+        matrices = [packed for layer in layers if (packed := packed_matrices(layer)) is not None]
+        if shared is None or len(matrices) < len(layers):
+            return None
+        return FusedLayers(
+            layers,
+            matrices,
+            num_kv_heads=num_kv_heads,
+            cos_sin=cos_sin,
+            shared=shared,
+            pool=self._pool,
+        )
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
@@ -117,3 +144,12 @@ class NumbaKernels:
             rows.numpy(),
             weights.numpy(),
         )
+
+
+def _shared_sum(tp: TPGroup) -> SharedSum | None:
+    """How kernels sum over the ranks by themselves; None if those speak through sockets."""
+    if tp.collectives is None:
+        return SharedSum(0, 1, 1, 0, 0)
+    if isinstance(tp.collectives, SharedCollectives):
+        return tp.collectives.shared_sum
+    return None

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen3_ray.cpu.compiler import njit
+from qwen3_ray.cpu.numba_callee import callee
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
@@ -47,10 +48,7 @@ def add_rms_norm(
     """`residual` += `x`; `out` = norm of the sum; all [num_rows, size]."""
     start, stop = _rows(x.shape[0], part, num_parts)
     for row in range(start, stop):
-        total = residual[row]
-        for i in range(total.shape[0]):
-            total[i] += x[row][i]
-        _normalise(total, weight, eps, out[row])
+        add_and_normalise(x[row], residual[row], weight, eps, out[row])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -67,11 +65,15 @@ def qk_norm_rope(
     k: _Floats,
     v: _Floats,
 ) -> None:
-    """Fill `q`, `k`, `v`, each [num_rows, heads, head_dim], from `qkv` [num_rows, all heads]."""
+    """Fill `q`, `k`, `v`, each [num_rows, heads, head_dim], from `qkv` [num_rows, all heads].
+
+    What follows the heads in a row of `qkv` is not read.
+    """
     num_heads, num_kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
     start, stop = _rows(qkv.shape[0], part, num_parts)
     for row in range(start, stop):
-        heads = qkv[row].reshape((num_heads + 2 * num_kv_heads, head_dim))
+        num_all = num_heads + 2 * num_kv_heads
+        heads = qkv[row, : num_all * head_dim].reshape((num_all, head_dim))
         angles = cos_sin[positions[row]]
         for head in range(num_heads):
             _normalise(heads[head], q_weight, eps, q[row, head])
@@ -88,9 +90,7 @@ def silu_and_mul(part: int, num_parts: int, gate_up: _Floats, out: _Floats) -> N
     size = out.shape[1]
     start, stop = _rows(out.shape[0], part, num_parts)
     for row in range(start, stop):
-        gates, ups, products = gate_up[row][:size], gate_up[row][size:], out[row]
-        for i in range(size):
-            products[i] = gates[i] / (_ONE + _exp2(-gates[i] * _LOG2_E)) * ups[i]
+        gate_and_multiply(gate_up[row], size, out[row])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -164,14 +164,37 @@ def _rows(num_rows: int, part: int, num_parts: int) -> tuple[int, int]:
     return num_rows * part // num_parts, num_rows * (part + 1) // num_parts
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
+@callee
+def add_and_normalise(
+    x: _Floats, residual: _Floats, weight: _Floats, eps: np.float32, out: _Floats
+) -> None:
+    """One row of `add_rms_norm`; `x` may be longer, and `out` strided."""
+    for i in range(residual.shape[0]):
+        residual[i] += x[i]
+    _normalise(residual, weight, eps, out)
+
+
+@callee
+def gate_and_multiply(gate_up: _Floats, size: int, out: _Floats) -> None:
+    """One row of `silu_and_mul`; `gate_up` may be longer, and `out` strided."""
+    for i in range(size):
+        gate = gate_up[i]
+        out[i] = gate / (_ONE + _exp2(-gate * _LOG2_E)) * gate_up[size + i]
+
+
+@callee
 def _normalise(x: _Floats, weight: _Floats, eps: np.float32, out: _Floats) -> None:
+    factor = _ONE / np.sqrt(_sum_of_squares(x) / np.float32(x.shape[0]) + eps)
+    for i in range(x.shape[0]):
+        out[i] = weight[i] * (x[i] * factor)
+
+
+@njit(cache=True, fastmath=_FAST)
+def _sum_of_squares(x: _Floats) -> np.float32:
     total = _ZERO
     for i in range(x.shape[0]):
         total += x[i] * x[i]
-    factor = _ONE / np.sqrt(total / np.float32(x.shape[0]) + eps)
-    for i in range(x.shape[0]):
-        out[i] = weight[i] * (x[i] * factor)
+    return total
 
 
 @njit(cache=True, error_model="numpy")

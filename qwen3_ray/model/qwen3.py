@@ -12,6 +12,7 @@ from qwen3_ray.attention.base import AttentionMetadata, KVCache
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from qwen3_ray.layers.kernels import Kernels
+from qwen3_ray.layers.layer_stack import DenseLayer, LayerStack
 from qwen3_ray.layers.linear import ColumnParallelLinear, Matrix, RowParallelLinear
 from qwen3_ray.layers.rotary import QKNorm
 from qwen3_ray.model.model_config import ModelConfig
@@ -88,6 +89,20 @@ class DecoderLayer:
     post_attention_norm: Norm
     mlp: FeedForward
 
+    def dense(self) -> DenseLayer | None:
+        """The weights of a layer that has no experts."""
+        if not isinstance(self.mlp, MLP):
+            return None
+        return DenseLayer(
+            input_norm=self.input_norm.weight,
+            qkv_proj=self.attention.qkv_proj.matrix,
+            qk_norm=self.attention.norm,
+            o_proj=self.attention.o_proj.matrix,
+            post_norm=self.post_attention_norm.weight,
+            gate_up_proj=self.mlp.gate_up_proj.matrix,
+            down_proj=self.mlp.down_proj.matrix,
+        )
+
 
 class Qwen3ForCausalLM:
     """One rank's share of a Qwen3 model: built complete by `load_model`, never changed."""
@@ -104,6 +119,7 @@ class Qwen3ForCausalLM:
         cos_sin: torch.Tensor,
         kernels: Kernels,
         num_bytes_read: int,
+        fuse: bool = True,
     ) -> None:
         self.config = config
         self.tp = tp
@@ -116,6 +132,12 @@ class Qwen3ForCausalLM:
         self._head = head
         self._cos_sin = cos_sin
         self._kernels = kernels
+        self._stack = self._fused() if fuse else None
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether all layers run in one call."""
+        return self._stack is not None
 
     @property
     def kernel_names(self) -> str:
@@ -133,8 +155,21 @@ class Qwen3ForCausalLM:
 
         2 all-reduces a layer and 1 for the embedding. Writes this step's keys and values.
         """
-        add_norm = self._kernels.add_rms_norm
         delta = self._embedding.forward(input_ids)
+        run = self._one_by_one if self._stack is None else self._stack.forward
+        delta, residual = run(delta, positions, kv_caches, metadata)
+        norm = self._final_norm
+        return self._kernels.add_rms_norm(delta, residual, norm.weight, norm.eps)
+
+    def _one_by_one(
+        self,
+        delta: torch.Tensor,
+        positions: torch.Tensor,
+        kv_caches: Sequence[KVCache],
+        metadata: AttentionMetadata,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `LayerStack.forward`."""
+        add_norm = self._kernels.add_rms_norm
         residual = torch.zeros_like(delta)
         for layer, cache in zip(self._layers, kv_caches, strict=True):
             norm = layer.input_norm
@@ -142,20 +177,41 @@ class Qwen3ForCausalLM:
             delta = layer.attention.forward(x, positions, self._cos_sin, cache, metadata)
             norm = layer.post_attention_norm
             delta = layer.mlp.forward(add_norm(delta, residual, norm.weight, norm.eps))
-        return add_norm(delta, residual, self._final_norm.weight, self._final_norm.eps)
+        return delta, residual
+
+    def _fused(self) -> LayerStack | None:
+        """All layers in one call, if all are dense and the kernels can."""
+        dense = [layer.dense() for layer in self._layers]
+        if not all(dense):
+            return None
+        return self._kernels.fuse(
+            [layer for layer in dense if layer is not None],
+            num_kv_heads=self._layers[0].attention.num_kv_heads,
+            cos_sin=self._cos_sin,
+            tp=self.tp,
+        )
 
     def shortened(self) -> Qwen3ForCausalLM:
         """The same weights with the first layer of each kind: a step takes as much memory in it."""
+        kinds = {type(layer.mlp): layer for layer in reversed(self._layers)}
+        return self._with(list(kinds.values()), fuse=self.is_fused)
+
+    def unfused(self) -> Qwen3ForCausalLM:
+        """The same weights and bits, the kernels called one by one: in parts that can be timed."""
+        return self._with(self._layers, fuse=False)
+
+    def _with(self, layers: Sequence[DecoderLayer], *, fuse: bool) -> Qwen3ForCausalLM:
         return Qwen3ForCausalLM(
             self.config,
             self.tp,
             embedding=self._embedding,
-            layers=list({type(layer.mlp): layer for layer in reversed(self._layers)}.values()),
+            layers=layers,
             final_norm=self._final_norm,
             head=self._head,
             cos_sin=self._cos_sin,
             kernels=self._kernels,
             num_bytes_read=self.num_bytes_read,
+            fuse=fuse,
         )
 
     @property

@@ -99,7 +99,7 @@ def test_a_forward_pass_has_two_all_reduces_a_layer_one_more_and_one_gather(
 
     def count(tp: TPGroup) -> dict[str, int]:
         counting = CountingTPGroup.of(tp)
-        model = load(model_dir, counting)
+        model = load(model_dir, counting).unfused()
         assert not counting.counts
         forward_logits(model, [1, 2, 3])
         return dict(counting.counts)
