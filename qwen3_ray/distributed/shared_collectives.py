@@ -20,11 +20,14 @@ from qwen3_ray.distributed.numba_lanes import (
     lose,
     lost_ranks,
     shared_bytes,
+    sum_over_ranks,
     sum_parts,
 )
 from qwen3_ray.distributed.shared_memory import SharedMemory, Words, meet
 from qwen3_ray.errors import EngineError
 
+_MIN_SHARED = 32_768
+"""Elements; fewer are summed before a second thread would have begun."""
 _LANE = 0
 """Of all but sums, which use as many as they have parts."""
 
@@ -80,9 +83,13 @@ class SharedCollectives:
                 x.add_(part)
             return
         shared = self.shared_sum
+        flat = _contiguous(x).view(-1)
+        if flat.numel() < _MIN_SHARED:
+            self._check(sum_over_ranks(0, 1, shared, flat.data_ptr(), flat.numel()))
+            return
         self._ok.fill(True)
-        flat = _contiguous(x).view(-1).numpy()
-        self._pool.run(sum_parts, shared.size * flat.size, shared, flat, self._ok)
+        num_operations = shared.size * flat.numel()
+        self._pool.run(sum_parts, num_operations, shared, flat.numpy(), self._ok)
         self._check(bool(self._ok.all()))
 
     def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
