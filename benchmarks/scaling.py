@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from benchmarks.check_4b import checkpoint
 from benchmarks.comparison_table import aligned
 from benchmarks.limits import Machine, ModelCost
 from benchmarks.make_checkpoint import SHAPES
+from benchmarks.peers.processes import Meter
 from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.control import StepArrays
 from qwen3_ray.engine.rendezvous import Rendezvous
@@ -122,41 +123,48 @@ def start(model_dir: Path, kv_bytes: int) -> Rank:
 def run(
     rank: Rank,
     cost: ModelCost,
-    rates: Machine,
+    measure_rates: Callable[[], Machine],
     wanted: Sequence[tuple[int, int]],
     *,
-    num_steps: int,
-) -> list[Point]:
-    """Time `num_steps` steps of each pair, after one that is not counted."""
+    rounds: int,
+) -> tuple[list[Point], Machine]:
+    """Time one step of each pair in each round, after a round that is not counted.
+
+    Rates are measured in each round too; the limits come of the best.
+    """
     block_ids = np.random.default_rng(0).permutation(rank.num_blocks).tolist()
-    points = []
-    for num_seqs, context_len in wanted:
-        arrays = decode_step(
-            block_ids,
+    block_size = rank.kv_layout.block_size
+    steps = [
+        decode_step(block_ids, num_seqs=num_seqs, context_len=length, block_size=block_size)
+        for num_seqs, length in wanted
+    ]
+    times = [[_timed(rank.runner, arrays) for arrays in steps]]
+    rates = []
+    for _ in range(rounds):
+        rates.append(measure_rates())
+        times.append([_timed(rank.runner, arrays) for arrays in steps])
+    best = Machine(
+        read_bytes_per_s=max(rate.read_bytes_per_s for rate in rates),
+        flops=max(rate.flops for rate in rates),
+    )
+    kv_bytes = rank.kv_layout.dtype.itemsize
+    points = [
+        Point(
             num_seqs=num_seqs,
-            context_len=context_len,
-            block_size=rank.kv_layout.block_size,
+            context_len=length,
+            step_s=step_s,
+            bytes_s=cost.decode_bytes(num_seqs, length, kv_bytes=kv_bytes) / best.read_bytes_per_s,
+            operations_s=cost.decode_operations(num_seqs, length) / best.flops,
         )
-        step_s = [_timed(rank.runner, arrays) for _ in range(num_steps + 1)][1:]
-        kv_bytes = rank.kv_layout.dtype.itemsize
-        read = cost.decode_bytes(num_seqs, context_len, kv_bytes=kv_bytes)
-        operations = cost.decode_operations(num_seqs, context_len)
-        points.append(
-            Point(
-                num_seqs=num_seqs,
-                context_len=context_len,
-                step_s=step_s,
-                bytes_s=read / rates.read_bytes_per_s,
-                operations_s=operations / rates.flops,
-            )
-        )
-    return points
+        for (num_seqs, length), *step_s in zip(wanted, *times[1:], strict=True)
+    ]
+    return points, best
 
 
 def _timed(runner: ModelRunner, arrays: StepArrays) -> float:
-    start_s = time.perf_counter()
+    began = time.perf_counter()
     runner.execute(arrays)
-    return time.perf_counter() - start_s
+    return time.perf_counter() - began
 
 
 def table(points: Sequence[Point]) -> list[str]:
@@ -220,17 +228,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shape", choices=SHAPES, default="0.6b")
     parser.add_argument("--kv-bytes", type=int, default=8_000_000_000)
-    parser.add_argument("--num-steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--results", type=Path, default=RESULTS_DIR)
     options = parser.parse_args()
     model_dir = checkpoint(options.shape)
-    rates = measured_rates()
     rank = start(model_dir, options.kv_bytes)
     wanted = pairs(rank.kv_layout, options.kv_bytes, BATCHES, CONTEXT_LENS)
-    points = run(rank, ModelCost.of(model_dir), rates, wanted, num_steps=options.num_steps)
+    with Meter() as meter:
+        points, rates = run(
+            rank, ModelCost.of(model_dir), measured_rates, wanted, rounds=options.rounds
+        )
     print("\n".join(table(points)))
     worst = max(points, key=lambda point: point.ratio)
     print(f"worst: {worst.ratio:.2f} of the limit (goal: {GOAL})")
+    print(f"others used {meter.foreign_cores:.2f} cores")
     print(f"stored as {store(points, rates, options.shape, options.results)}")
 
 

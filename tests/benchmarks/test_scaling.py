@@ -30,13 +30,16 @@ def test_the_benchmark_runs_and_stores_table_and_chart(tmp_path: Path) -> None:
     make_checkpoint(SHAPES["tiny"], tmp_path / "model")
     rank = scaling.start(tmp_path / "model", 32_768 * 1_024)
     cost = ModelCost.of(tmp_path / "model")
-    points = scaling.run(rank, cost, RATES, [(1, 64), (1, 512), (3, 64)], num_steps=2)
+    found = iter([RATES, Machine(read_bytes_per_s=2e10, flops=2e11)])
+    wanted = [(1, 64), (1, 512), (3, 64)]
+    points, rates = scaling.run(rank, cost, lambda: next(found), wanted, rounds=2)
+    assert rates == Machine(read_bytes_per_s=3e10, flops=2e11)
     assert [(p.num_seqs, p.context_len, len(p.step_s)) for p in points] == [
         (1, 64, 2), (1, 512, 2), (3, 64, 2),
     ]  # fmt: skip
     assert all(p.ratio == p.median_s / max(p.bytes_s, p.operations_s) for p in points)
     assert points[1].bytes_s > points[0].bytes_s
-    path = scaling.store(points, RATES, "tiny", tmp_path / "results")
+    path = scaling.store(points, rates, "tiny", tmp_path / "results")
     assert len(json.loads(path.read_text())["points"]) == 3
     assert len(path.with_suffix(".txt").read_text().splitlines()) == 4
     ElementTree.fromstring(path.with_suffix(".svg").read_text())
