@@ -45,6 +45,8 @@ _LINE_BYTES = 128
 """What one rank writes and others read lies apart: cores fetch lines of 64 bytes by pairs."""
 _FLOAT_BYTES = 4
 _FLOATS_PER_LINE = _LINE_BYTES // _FLOAT_BYTES
+_MIN_LANE_FLOATS = 2_048
+"""Fewer are summed in less time than a further turn takes."""
 _PAGE_BYTES = 4096
 
 # Words from the start of the memory on, a line each; then the flags, then, on a page, the slots.
@@ -62,7 +64,7 @@ class SharedSum(NamedTuple):
     rank: int
     size: int
     num_lanes: int
-    """Most parts that a sum may have."""
+    """Most threads of a rank that can share a sum."""
     base: int
     """Address of the memory in this process."""
     max_naps: int
@@ -165,35 +167,47 @@ def _add_slots(shared: SharedSum, lane: int, turn: int, x_address: int, size: in
             x[i] += addend[i]
 
 
+@callee
+def _sum_on_lane(shared: SharedSum, lane: int, x_address: int, num_elements: int) -> bool:
+    for begin in range(0, num_elements, SLOT_BYTES // _FLOAT_BYTES):
+        size = min(num_elements - begin, SLOT_BYTES // _FLOAT_BYTES)
+        address = x_address + begin * _FLOAT_BYTES
+        turn = _begin(shared, lane)
+        if turn < 0:
+            return False
+        _memcpy(_slot(shared, lane, turn, shared.rank), address, size * _FLOAT_BYTES)
+        _post(shared, lane, turn)
+        if not _wait_for_all(shared, lane, turn + 1):
+            return False
+        _add_slots(shared, lane, turn, address, size)
+    return True
+
+
 @njit(cache=True, nogil=True)
 def sum_over_ranks(
     part: int, num_parts: int, shared: SharedSum, x_address: int, num_elements: int
 ) -> bool:
     """Sum `num_elements` float32 values over all ranks, in place and in rank order.
 
-    Thread `part` of `num_parts` calls it on each rank, from kernels too, and sums its share of the
-    elements with the same thread of the other ranks; `num_parts` <= `shared.num_lanes`. All ranks
-    make the same calls in the same order, with the same `num_parts` and `num_elements`. Threads of
-    a rank do not wait for each other: `x` must be complete before the first one calls, and is
-    only when all have returned. Two or more ranks.
+    Each of `num_parts` threads of a rank calls it, from kernels too, and sums its share of the
+    elements; `part` tells them apart. All ranks make the same calls in the same order. Their
+    `num_parts` may differ: which elements go by which lane depends on their number alone, and each
+    thread takes its lanes in ascending order, so that somebody can always go on.
+
+    Threads of a rank do not wait for each other: `x` must be complete before the first one calls,
+    and is summed when all have returned. Two or more ranks.
 
     Returns:
         False if a rank is lost; `x` is then undefined.
     """
+    num_lanes = min(shared.num_lanes, -(-num_elements // _MIN_LANE_FLOATS))
     lines = -(-num_elements // _FLOATS_PER_LINE)
-    share = -(-lines // num_parts) * _FLOATS_PER_LINE
-    end = min(num_elements, (part + 1) * share)
-    for begin in range(part * share, end, SLOT_BYTES // _FLOAT_BYTES):
-        size = min(end - begin, SLOT_BYTES // _FLOAT_BYTES)
-        address = x_address + begin * _FLOAT_BYTES
-        turn = _begin(shared, part)
-        if turn < 0:
+    share = -(-lines // max(1, num_lanes)) * _FLOATS_PER_LINE
+    for lane in range(part, num_lanes, num_parts):
+        begin = lane * share
+        size = min(num_elements - begin, share)
+        if not _sum_on_lane(shared, lane, x_address + begin * _FLOAT_BYTES, size):
             return False
-        _memcpy(_slot(shared, part, turn, shared.rank), address, size * _FLOAT_BYTES)
-        _post(shared, part, turn)
-        if not _wait_for_all(shared, part, turn + 1):
-            return False
-        _add_slots(shared, part, turn, address, size)
     return True
 
 

@@ -67,17 +67,18 @@ def test_a_row_s_sum_does_not_depend_on_the_rows_beside_it(size: int) -> None:
     assert all(run_ranks(size, run))
 
 
-@pytest.mark.parametrize("num_parts", [1, 2, 3])
-def test_threads_of_a_rank_share_a_sum(num_parts: int) -> None:
-    """Also when the number of them changes from sum to sum, and for less than one row each."""
+@pytest.mark.parametrize("num_lanes", [1, 2, 5])
+@pytest.mark.parametrize("num_threads", [(1, 1), (2, 2), (1, 3), (3, 2)], ids=str)
+def test_threads_of_a_rank_share_a_sum(num_threads: tuple[int, int], num_lanes: int) -> None:
+    """Any number of threads, on the ranks and on lanes; for less than one row each, too."""
     store = c10d.HashStore()
     sizes = [5, 1, 2048, 33, 0, 700]
 
     def run(rank: int) -> bool:
         group = SharedCollectives.connect(
-            store, rank, 2, timeout_s=TIMEOUT_S, num_threads=num_parts
+            store, rank, 2, timeout_s=TIMEOUT_S, num_threads=num_lanes
         )
-        pool, ok = ThreadPool(num_parts), np.ones(num_parts, np.bool_)
+        pool, ok = ThreadPool(num_threads[rank]), np.ones(num_threads[rank], np.bool_)
         good = True
         for seed, num_rows in enumerate(sizes):
             x = addend(rank, num_rows, seed)
