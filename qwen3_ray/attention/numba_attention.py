@@ -20,6 +20,7 @@ import numpy.typing as npt
 from qwen3_ray.attention.numba_softmax import LOWEST, SLOTS, exp2, maximum_of, weigh
 from qwen3_ray.cpu.compiler import njit
 from qwen3_ray.cpu.numba_callee import callee
+from qwen3_ray.cpu.numba_prefetch import prefetch
 from qwen3_ray.cpu.numba_sync import atomic_add
 from qwen3_ray.cpu.numba_tiles import LANES, make_tile
 
@@ -31,7 +32,7 @@ _Scratch = tuple[_Floats, _Floats, _Floats, _Floats]
 """Each lane's query, scores or weights of a block, weighted values so far, (maximum, sum)."""
 
 _LOG2_E = math.log2(math.e)
-_ITEM_LANES = 48  # that share what they read of the cache, and whose state stays in the nearest one
+_ITEM_LANES = 96  # read the cache once; what they hold stays in the second cache
 _TALLEST = 6
 _FLOAT_BYTES = 4
 _PANEL_ROW_BYTES = LANES * _FLOAT_BYTES
@@ -164,33 +165,47 @@ def _attend_item(
             queries[lane, d] = q[row + real // group, kv_head * group + real % group, d]
         softmax[lane, 0], softmax[lane, 1] = LOWEST, _ZERO
     query, score, total = queries.ctypes.data, scores.ctypes.data, sums.ctypes.data
-    for block in range((position + num_rows - 1) // block_size + 1):
-        index = np.int64(block_table[block]) * key_cache.shape[1] + kv_head
-        offset = index * block_size * head_dim * _FLOAT_BYTES
+    block_bytes = block_size * head_dim * _FLOAT_BYTES  # of one head, keys or values
+    num_tiles = (num_lanes + _TALLEST - 1) // _TALLEST
+    ahead_bytes = (block_bytes + num_tiles - 1) // num_tiles  # each tile asks for some
+    last_block = (position + num_rows - 1) // block_size
+    for block in range(last_block + 1):
+        offset = _head_of(block_table[block], kv_head, key_cache) * block_bytes
+        following = block_table[min(block + 1, last_block)]
+        ahead = _head_of(following, kv_head, key_cache) * block_bytes - offset
+        keys, values = key_cache.ctypes.data + offset, value_cache.ctypes.data + offset
         # Lane i sees `num_keys + i // group` keys from the block's first on: all, some or none.
         num_keys = position - block * block_size + 1
         for lane in range(0, num_lanes, _TALLEST):
+            prefetch(keys + ahead + lane // _TALLEST * ahead_bytes, ahead_bytes)
             most = _most_keys(lane, num_lanes, group, num_keys, block_size)
             if most > 0:
                 _multiply(
                     _height(lane, num_lanes), query + lane * head_dim * _FLOAT_BYTES, head_dim,
-                    key_cache.ctypes.data + offset, head_dim, head_dim,
+                    keys, head_dim, head_dim,
                     (most + SLOTS - 1) // SLOTS * (SLOTS // LANES),
                     score + lane * block_size * _FLOAT_BYTES, block_size, 0,
                 )  # fmt: skip
         _weigh_lanes(num_lanes, group, num_keys, scale, scores, sums, softmax)
         for lane in range(0, num_lanes, _TALLEST):
+            prefetch(values + ahead + lane // _TALLEST * ahead_bytes, ahead_bytes)
             most = _most_keys(lane, num_lanes, group, num_keys, block_size)
             if most > 0:
                 _multiply(
                     _height(lane, num_lanes), score + lane * block_size * _FLOAT_BYTES, block_size,
-                    value_cache.ctypes.data + offset, block_size, most, head_dim // LANES,
+                    values, block_size, most, head_dim // LANES,
                     total + lane * head_dim * _FLOAT_BYTES, head_dim, min(block, 1),
                 )  # fmt: skip
     for lane in range(num_lanes):
         for d in range(head_dim):
             mean = sums[lane, d] / softmax[lane, 1]
             out[row + lane // group, kv_head * group + lane % group, d] = mean
+
+
+@callee
+def _head_of(block: int, kv_head: int, key_cache: _Floats) -> int:
+    """Index of one head of one block among all of the cache."""
+    return block * key_cache.shape[1] + kv_head
 
 
 @callee
