@@ -184,7 +184,7 @@ class CountingTPGroup(TPGroup):
         self.counts["all_reduce"] += 1
         return TPGroup.all_reduce(self, x)
 
-    def gather(self, x: torch.Tensor) -> list[torch.Tensor] | None:
+    def gather(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `TPGroup`."""
         self.counts["gather"] += 1
         return TPGroup.gather(self, x)

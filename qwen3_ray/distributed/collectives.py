@@ -29,8 +29,11 @@ class Collectives(Protocol):
     def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
         """All ranks' `x`, in rank order."""
 
-    def gather(self, x: torch.Tensor) -> list[torch.Tensor] | None:
-        """All ranks' `x` in rank order on rank 0, None on the others."""
+    def gather(self, x: torch.Tensor) -> torch.Tensor | None:
+        """All ranks' `x`, side by side in rank order, on rank 0; None on the others.
+
+        [..., n] -> [..., size * n]
+        """
 
     def broadcast(self, x: torch.Tensor) -> None:
         """Overwrite contiguous `x` with that of rank 0."""

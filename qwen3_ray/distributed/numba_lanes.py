@@ -217,27 +217,44 @@ def sum_parts(part: int, num_parts: int, shared: SharedSum, x: Floats, ok: Flags
     ok[part] = sum_over_ranks(part, num_parts, shared, x.ctypes.data, x.size)
 
 
-@njit(cache=True, nogil=True)
-def gather_bytes(
-    lane: int, shared: SharedSum, x_address: int, num_bytes: int, out_address: int
-) -> bool:
-    """Copy all ranks' bytes, as many on each, to `out_address`, one rank after the other.
+class ByteRows(NamedTuple):
+    """What each rank sends, as many bytes on each, and how they are laid out where they arrive."""
 
-    Ranks that give 0 as `out_address` only send, and do not wait for the others.
-    """
-    for begin in range(0, num_bytes, SLOT_BYTES):
-        size = min(num_bytes - begin, SLOT_BYTES)
+    address: int
+    num_bytes: int
+    row_bytes: int
+    out: int
+    """Address of [row, rank, row's bytes]; 0 on ranks that only send."""
+
+
+@callee
+def _place(shared: SharedSum, rows: ByteRows, rank: int, begin: int, source: int) -> None:
+    """Copy a turn's bytes of `rank`, those from its byte `begin` on, to where they belong."""
+    end = min(begin + SLOT_BYTES, rows.num_bytes)
+    while begin < end:
+        row, column = divmod(begin, rows.row_bytes)
+        size = min(end - begin, rows.row_bytes - column)
+        _memcpy(rows.out + (row * shared.size + rank) * rows.row_bytes + column, source, size)
+        source += size
+        begin += size
+
+
+@njit(cache=True, nogil=True)
+def gather_bytes(lane: int, shared: SharedSum, rows: ByteRows) -> bool:
+    """Copy all ranks' bytes to `rows.out`. Ranks that only send do not wait for the others."""
+    for begin in range(0, rows.num_bytes, SLOT_BYTES):
+        size = min(rows.num_bytes - begin, SLOT_BYTES)
         turn = _begin(shared, lane)
         if turn < 0:
             return False
-        _memcpy(_slot(shared, lane, turn, shared.rank), x_address + begin, size)
+        _memcpy(_slot(shared, lane, turn, shared.rank), rows.address + begin, size)
         _post(shared, lane, turn)
-        if out_address == 0:
+        if rows.out == 0:
             continue
         for rank in range(shared.size):
             if not _wait(shared, lane, rank, turn + 1):
                 return False
-            _memcpy(out_address + rank * num_bytes + begin, _slot(shared, lane, turn, rank), size)
+            _place(shared, rows, rank, begin, _slot(shared, lane, turn, rank))
     return True
 
 

@@ -79,12 +79,12 @@ class ProcessGroupCollectives:
         self._group.allgather([parts], [x]).wait()
         return parts
 
-    def gather(self, x: torch.Tensor) -> list[torch.Tensor] | None:
+    def gather(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `Collectives`."""
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self._size)] if self._rank == 0 else []
         self._group.gather([parts] if parts else [], [x], _TO_RANK_0).wait()
-        return parts or None
+        return torch.cat(parts, dim=-1) if parts else None
 
     def broadcast(self, x: torch.Tensor) -> None:
         """See `Collectives`."""

@@ -14,6 +14,7 @@ from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.distributed.numba_lanes import (
     NAP_NS,
     NAP_WORDS,
+    ByteRows,
     SharedSum,
     broadcast_bytes,
     gather_bytes,
@@ -96,23 +97,28 @@ class SharedCollectives:
         """See `Collectives`."""
         x = x.contiguous()
         out = x.new_empty((self.shared_sum.size, *x.shape))
-        self._gather(x, out.data_ptr())
+        self._gather(x, out.data_ptr(), x.nbytes)
         return list(out)
 
-    def gather(self, x: torch.Tensor) -> list[torch.Tensor] | None:
+    def gather(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `Collectives`."""
-        if self.shared_sum.rank == 0:
-            return self.all_gather(x)
-        self._gather(x.contiguous(), 0)
-        return None
+        x = x.contiguous()
+        *outer, num_columns = x.shape
+        if self.shared_sum.rank > 0:
+            self._gather(x, 0, x.nbytes)
+            return None
+        out = x.new_empty((*outer, self.shared_sum.size * num_columns))
+        self._gather(x, out.data_ptr(), num_columns * x.itemsize)
+        return out
 
     def broadcast(self, x: torch.Tensor) -> None:
         """See `Collectives`. Rank 0 does not wait until the others have it."""
         address = _contiguous(x).data_ptr()
         self._check(broadcast_bytes(_LANE, self.shared_sum, address, x.nbytes))
 
-    def _gather(self, x: torch.Tensor, out: int) -> None:
-        self._check(gather_bytes(_LANE, self.shared_sum, x.data_ptr(), x.nbytes, out))
+    def _gather(self, x: torch.Tensor, out: int, row_bytes: int) -> None:
+        rows = ByteRows(x.data_ptr(), x.nbytes, row_bytes, out)
+        self._check(gather_bytes(_LANE, self.shared_sum, rows))
 
     def _check(self, ok: bool) -> None:
         if ok:

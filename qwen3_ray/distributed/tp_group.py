@@ -69,9 +69,12 @@ class TPGroup:
             self.collectives.all_reduce(x)
         return x
 
-    def gather(self, x: torch.Tensor) -> list[torch.Tensor] | None:
-        """All ranks' `x` in rank order on rank 0, None on the others."""
-        return [x] if self.collectives is None else self.collectives.gather(x)
+    def gather(self, x: torch.Tensor) -> torch.Tensor | None:
+        """All ranks' `x`, side by side in rank order, on rank 0; None on the others.
+
+        [..., n] -> [..., size * n]
+        """
+        return x if self.collectives is None else self.collectives.gather(x)
 
     def all_agree(self, mask: torch.Tensor) -> torch.Tensor:
         """Elementwise minimum of an integer `mask` over the group: 1 where every rank says 1."""

@@ -16,7 +16,10 @@ class VocabParallelEmbedding:
     """Rows of the embedding table; each rank holds a range of ids and adds zeros for the others."""
 
     table: torch.Tensor
-    """[rows_shard, hidden_size], in the checkpoint's dtype: only looked-up rows are widened."""
+    """[rows_shard, hidden_size], in the checkpoint's dtype: only looked-up rows are widened.
+
+    It may lie in a mapped file, whose pages are read as they are looked up. At least one row.
+    """
     first_id: int
     dtype: torch.dtype
     tp: TPGroup
@@ -42,8 +45,5 @@ class VocabParallelHead:
 
         The last rank's shard may be padded beyond the vocabulary; padding is cut off.
         """
-        parts = self.tp.gather(self.matrix.matmul(hidden).float())
-        if parts is None:
-            return None
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return logits[:, : self.vocab_size]
+        logits = self.tp.gather(self.matrix.matmul(hidden).float())
+        return None if logits is None else logits[:, : self.vocab_size]
