@@ -167,7 +167,8 @@ def _attend_item(
     query, score, total = queries.ctypes.data, scores.ctypes.data, sums.ctypes.data
     block_bytes = block_size * head_dim * _FLOAT_BYTES  # of one head, keys or values
     num_tiles = (num_lanes + _TALLEST - 1) // _TALLEST
-    ahead_bytes = (block_bytes + num_tiles - 1) // num_tiles  # each tile asks for some
+    # Each tile asks for some of the next block. One alone waits for memory all the time anyway.
+    ahead_bytes = (block_bytes + num_tiles - 1) // num_tiles if num_tiles > 1 else 0
     last_block = (position + num_rows - 1) // block_size
     for block in range(last_block + 1):
         offset = _head_of(block_table[block], kv_head, key_cache) * block_bytes
