@@ -25,13 +25,16 @@ UNROLL = 4
 """Steps of k in one turn of an unrolled loop; `k` of such a tile is a multiple of it."""
 
 Tile = Callable[[int, int, int, int, int, int, int, int], int]
-Stored = Literal["half", "float"]
+Stored = Literal["half", "float", "byte"]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 _FLOAT = ir.FloatType()
 _FLOATS = ir.VectorType(_FLOAT, LANES)
-_STORED = {"half": ir.VectorType(ir.HalfType(), LANES), "float": _FLOATS}
+_INTS = ir.VectorType(_I32, LANES)
+_BYTES = ir.VectorType(ir.IntType(8), LANES)
+_HALVES = ir.VectorType(ir.HalfType(), LANES)
+_STORED = {"half": _HALVES, "float": _FLOATS, "byte": _BYTES}
 _FLOAT_BYTES = 4
 _SIGNATURE = types.int32(*[types.intp] * 8)
 
@@ -51,7 +54,8 @@ def make_tile(
     `stored` elements; bytes from panel to panel; k, a multiple of `unroll` and not 0; address of
     the output, float32; elements from one output row to the next; whether (1 or 0) to add to what
     the output holds; and, if `prefetch`, the address of what to have in the cache next, as many
-    bytes as one panel of halves (else it is not used). Nothing needs to be aligned.
+    bytes as one panel of halves (else it is not used). Nothing needs to be aligned. Stored bytes
+    are integers with a sign.
 
     If not `interleaved`, rows are [num_rows, k] and the last argument is the elements from one to
     the next; nothing is fetched ahead.
@@ -122,7 +126,7 @@ class _TileEmitter:
             for row in range(self._num_rows)
             for p in range(self._num_panels)
         ]
-        ahead_pointer = builder.inttoptr(ahead, _STORED["half"].as_pointer())
+        ahead_pointer = builder.inttoptr(ahead, _HALVES.as_pointer())
         before = builder.block
         add, loop, end = (builder.append_basic_block(name) for name in ("add", "loop", "end"))
         builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), add, loop)
@@ -172,7 +176,10 @@ class _TileEmitter:
         return results
 
     def _load_panel(self, pointer: ir.Value, at: ir.Value) -> ir.Value:
-        loaded = self._builder.load(self._builder.gep(pointer, [at]), align=2)
+        align = 1 if self._panel_type is _BYTES else 2
+        loaded = self._builder.load(self._builder.gep(pointer, [at]), align=align)
+        if self._panel_type is _BYTES:
+            return self._builder.sitofp(self._builder.sext(loaded, _INTS), _FLOATS)
         if self._panel_type is _FLOATS:
             return loaded
         return self._builder.fpext(loaded, _FLOATS)

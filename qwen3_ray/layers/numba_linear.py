@@ -1,7 +1,8 @@
 """Products with packed weights on CPU: `x @ W.T`, equal bits for a row whatever its batch.
 
 W [out_features, in_features] lies in panels of eight outputs, [num_panels, k, 8], of halves or
-floats; the last panel and the end of k are filled with zeros. Rows of x are interleaved in tiles,
+floats, or of bytes with a scale for each output, which its finished sums are multiplied by; the
+last panel and the end of k are filled with zeros. Rows of x are interleaved in tiles,
 `numba_tiles` multiplies tiles by groups of panels, and threads take groups from a counter as they
 come to them. A panel is read once from memory for all rows; while it is used, the next is fetched.
 """
@@ -9,13 +10,17 @@ come to them. A panel is read once from memory for all rows; while it is used, t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
 from qwen3_ray.cpu.compiler import njit
+from qwen3_ray.cpu.numba_arrays import floats_at
 from qwen3_ray.cpu.numba_callee import callee
 from qwen3_ray.cpu.numba_sync import atomic_add
-from qwen3_ray.cpu.numba_tiles import LANES, make_tile
+from qwen3_ray.cpu.numba_tiles import LANES, Stored, make_tile
 
 _Floats = npt.NDArray[np.float32]
 
@@ -26,20 +31,54 @@ _CHUNKS_PER_THREAD = 8
 _BLOCK_K = 3072  # longest part of a sum whose panels and rows stay in the cache
 _BLOCK_BYTES = 1 << 20  # of rows that stay in the cache while all panels pass
 
-_half_1x4 = make_tile(1, 4, "half", prefetch=True)
-_half_2x4 = make_tile(2, 4, "half", prefetch=True)
-_half_3x3 = make_tile(3, 3, "half", prefetch=True)
-_half_4x3 = make_tile(4, 3, "half", prefetch=True)
-_half_4x2 = make_tile(4, 2, "half", prefetch=True)
-_half_5x2 = make_tile(5, 2, "half", prefetch=True)
-_half_6x2 = make_tile(6, 2, "half", prefetch=True)
-_float_1x4 = make_tile(1, 4, "float")
-_float_2x4 = make_tile(2, 4, "float")
-_float_3x3 = make_tile(3, 3, "float")
-_float_4x3 = make_tile(4, 3, "float")
-_float_4x2 = make_tile(4, 2, "float")
-_float_5x2 = make_tile(5, 2, "float")
-_float_6x2 = make_tile(6, 2, "float")
+_Multiply = Callable[[int, int, int, int, int, int, int, int, int, int], None]
+
+
+def _make_multiply(stored: Stored, *, prefetch: bool = False) -> _Multiply:
+    """A function that multiplies a tile of `height` rows by `group` panels of `stored` elements.
+
+    Its other arguments are those of `numba_tiles`.
+    """
+    by_1x4, by_2x4 = (make_tile(rows, 4, stored, prefetch=prefetch) for rows in (1, 2))
+    by_3x3, by_4x3 = (make_tile(rows, 3, stored, prefetch=prefetch) for rows in (3, 4))
+    by_4x2, by_5x2, by_6x2 = (make_tile(rows, 2, stored, prefetch=prefetch) for rows in (4, 5, 6))
+
+    @callee
+    def multiply_tile(
+        group: int,
+        height: int,
+        a: int,
+        b: int,
+        bytes_: int,
+        k: int,
+        c: int,
+        stride: int,
+        acc: int,
+        ahead: int,
+    ) -> None:
+        if group == 4:
+            if height == 1:
+                by_1x4(a, b, bytes_, k, c, stride, acc, ahead)
+            else:
+                by_2x4(a, b, bytes_, k, c, stride, acc, ahead)
+        elif group == 3:
+            if height == 3:
+                by_3x3(a, b, bytes_, k, c, stride, acc, ahead)
+            else:
+                by_4x3(a, b, bytes_, k, c, stride, acc, ahead)
+        elif height == 4:
+            by_4x2(a, b, bytes_, k, c, stride, acc, ahead)
+        elif height == 5:
+            by_5x2(a, b, bytes_, k, c, stride, acc, ahead)
+        else:
+            by_6x2(a, b, bytes_, k, c, stride, acc, ahead)
+
+    return multiply_tile
+
+
+_multiply_floats = _make_multiply("float")
+_multiply_halves = _make_multiply("half", prefetch=True)
+_multiply_bytes = _make_multiply("byte", prefetch=True)
 
 
 @callee
@@ -102,6 +141,8 @@ def multiply(
     k: int,
     half: bool,
     out: int,
+    scales: int = 0,
+    quantized: Literal[True] | None = None,
 ) -> None:
     """Take part in one product; addresses in bytes.
 
@@ -110,11 +151,13 @@ def multiply(
         counter: address of an int64, 0 when the first thread comes.
         rows: address of what `interleave` gave.
         num_rows: at least 1.
-        panels: address of [num_panels, k, 8] halves or floats.
+        panels: address of [num_panels, k, 8] halves, floats or bytes with a sign.
         num_panels: at least `MIN_PANELS`.
         k: a multiple of 4.
-        half: whether the panels are halves.
+        half: whether panels that are not bytes are halves.
         out: address of float32 [num_rows, num_panels * 8].
+        scales: address of float32 [num_panels * 8], for bytes.
+        quantized: True if the panels are bytes; None else, and no code for bytes is compiled.
     """
     group = _group_of(num_rows)
     num_groups = num_panels // group
@@ -124,6 +167,7 @@ def multiply(
     block_k = min(k, _BLOCK_K)
     block_tiles = max(1, _BLOCK_BYTES // (block_k * tile_height(num_rows) * _FLOAT_BYTES))
     num_blocks = (num_tiles + block_tiles - 1) // block_tiles
+    stride = num_panels * LANES
     matrix = (panels, num_panels, k, half)
     while True:
         item: int = atomic_add(counter, 1)
@@ -136,11 +180,17 @@ def multiply(
             count = min(block_k, k - first_k)
             for index in range(first_group, last_group):
                 _multiply_group(
-                    rows, num_rows, tiles, matrix, index * group, group, first_k, count, out
-                )
+                    rows, num_rows, tiles, matrix, index * group, group, first_k, count, out,
+                    quantized,
+                )  # fmt: skip
         if last_group == num_groups and num_panels % group > 0:
             # The rest overlaps the last group: panels that both have are written again.
-            _multiply_group(rows, num_rows, tiles, matrix, num_panels - group, group, 0, k, out)
+            _multiply_group(
+                rows, num_rows, tiles, matrix, num_panels - group, group, 0, k, out, quantized
+            )
+        if quantized is not None:
+            last_panel = num_panels if last_group == num_groups else last_group * group
+            _scale(num_rows, tiles, first_group * group, last_panel, scales, out, stride)
 
 
 @callee
@@ -154,13 +204,19 @@ def _multiply_group(
     first_k: int,
     num_k: int,
     out: int,
+    quantized: Literal[True] | None,
 ) -> None:
     """Some tiles, (first, last + 1, of how many), times `group` panels, over a part of k."""
     first_tile, last_tile, num_tiles = tiles
     panels, num_panels, k, half = matrix
-    element_bytes = LANES * (_HALF_BYTES if half else _FLOAT_BYTES)
-    panel_bytes = k * element_bytes
-    begin = panels + panel * panel_bytes + first_k * element_bytes
+    element_bytes = _HALF_BYTES if half else _FLOAT_BYTES
+    if quantized is not None:
+        element_bytes = 1
+    panel_bytes = k * LANES * element_bytes
+    begin = panels + panel * panel_bytes + first_k * LANES * element_bytes
+    # Each tile fetches as much of the next group as a panel of halves has: one, or two of bytes.
+    ahead_bytes = k * LANES * _HALF_BYTES
+    num_ahead = max(1, group * panel_bytes // ahead_bytes)
     stride = num_panels * LANES
     for tile in range(first_tile, last_tile):
         first = num_rows * tile // num_tiles
@@ -173,72 +229,31 @@ def _multiply_group(
             out + (first * stride + panel * LANES) * _FLOAT_BYTES,
             stride,
             1 if first_k > 0 else 0,
-            # Each tile fetches one panel of the next group.
-            begin + (group + min(tile - first_tile, group - 1)) * panel_bytes,
+            begin + group * panel_bytes + min(tile - first_tile, num_ahead - 1) * ahead_bytes,
         )
-        if half:
+        if quantized is not None:
+            _multiply_bytes(group, height, *args)
+        elif half:
             _multiply_halves(group, height, *args)
         else:
             _multiply_floats(group, height, *args)
 
 
 @callee
-def _multiply_halves(
-    group: int,
-    height: int,
-    a: int,
-    b: int,
-    bytes_: int,
-    k: int,
-    c: int,
+def _scale(
+    num_rows: int,
+    tiles: tuple[int, int, int],
+    first_panel: int,
+    last_panel: int,
+    scales: int,
+    out: int,
     stride: int,
-    acc: int,
-    ahead: int,
 ) -> None:
-    if group == 4:
-        if height == 1:
-            _half_1x4(a, b, bytes_, k, c, stride, acc, ahead)
-        else:
-            _half_2x4(a, b, bytes_, k, c, stride, acc, ahead)
-    elif group == 3:
-        if height == 3:
-            _half_3x3(a, b, bytes_, k, c, stride, acc, ahead)
-        else:
-            _half_4x3(a, b, bytes_, k, c, stride, acc, ahead)
-    elif height == 4:
-        _half_4x2(a, b, bytes_, k, c, stride, acc, ahead)
-    elif height == 5:
-        _half_5x2(a, b, bytes_, k, c, stride, acc, ahead)
-    else:
-        _half_6x2(a, b, bytes_, k, c, stride, acc, ahead)
-
-
-@callee
-def _multiply_floats(
-    group: int,
-    height: int,
-    a: int,
-    b: int,
-    bytes_: int,
-    k: int,
-    c: int,
-    stride: int,
-    acc: int,
-    ahead: int,
-) -> None:
-    if group == 4:
-        if height == 1:
-            _float_1x4(a, b, bytes_, k, c, stride, acc, ahead)
-        else:
-            _float_2x4(a, b, bytes_, k, c, stride, acc, ahead)
-    elif group == 3:
-        if height == 3:
-            _float_3x3(a, b, bytes_, k, c, stride, acc, ahead)
-        else:
-            _float_4x3(a, b, bytes_, k, c, stride, acc, ahead)
-    elif height == 4:
-        _float_4x2(a, b, bytes_, k, c, stride, acc, ahead)
-    elif height == 5:
-        _float_5x2(a, b, bytes_, k, c, stride, acc, ahead)
-    else:
-        _float_6x2(a, b, bytes_, k, c, stride, acc, ahead)
+    """Multiply the columns of some panels by their scales, in the rows of some tiles."""
+    first_tile, last_tile, num_tiles = tiles
+    offset, size = first_panel * LANES, (last_panel - first_panel) * LANES
+    factors = floats_at(scales + offset * _FLOAT_BYTES, size)
+    for row in range(num_rows * first_tile // num_tiles, num_rows * last_tile // num_tiles):
+        sums = floats_at(out + (row * stride + offset) * _FLOAT_BYTES, size)
+        for i in range(size):
+            sums[i] *= factors[i]
