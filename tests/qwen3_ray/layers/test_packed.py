@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_ray.cpu.thread_pool import ThreadPool
-from qwen3_ray.layers import numba_linear
+from qwen3_ray.layers import numba_kernels, numba_linear
+from qwen3_ray.layers.numba_kernels import NumbaKernels
 from qwen3_ray.layers.packed import PackedMatrix
 from tests.exactness.controls import torch_product
 
@@ -21,7 +22,6 @@ ROW_COUNTS = (*range(1, 31), 97, 300)
 SHAPES = [(72, 38), (100, 41), (5, 3), (48, 3073), (40, 6149)]
 """Outputs by inputs: both uneven; sums of one part, of two, of three."""
 HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
-GUARD = 12345.0
 
 
 def fused(
@@ -69,7 +69,7 @@ def test_each_output_is_one_chain_at_every_row_count(
     shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
     x, weight, expected = case(shape, dtype)
-    matrix = PackedMatrix(weight, POOL, halves=True)
+    matrix = PackedMatrix(weight, pool=POOL, halves=True)
     assert matrix.is_half == (dtype != torch.float32)
     assert (matrix.out_features, matrix.in_features) == shape
     for num_rows in ROW_COUNTS:
@@ -87,7 +87,7 @@ def test_any_shape_is_chains(
     out_features: int, in_features: int, num_rows: int, halves: bool
 ) -> None:
     x, weight = random_case(out_features, in_features, num_rows)
-    matrix = PackedMatrix(weight.bfloat16(), POOL, halves=halves)
+    matrix = PackedMatrix(weight.bfloat16(), pool=POOL, halves=halves)
     assert matrix.is_half == halves
     product = matrix.matmul(x)
     assert product.is_contiguous()
@@ -114,7 +114,7 @@ def test_bits_are_those_of_fbgemm(shape: tuple[int, int]) -> None:
     expected = torch.ops.quantized.linear_dynamic_fp16(
         x, torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
     )
-    assert torch.equal(PackedMatrix(weight, POOL, halves=True).matmul(x), expected)
+    assert torch.equal(PackedMatrix(weight, pool=POOL, halves=True).matmul(x), expected)
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -122,8 +122,8 @@ def test_bits_are_those_of_fbgemm(shape: tuple[int, int]) -> None:
 def test_threads_change_no_bits(num_threads: int, num_rows: int) -> None:
     x, weight = random_case(520, 1024, num_rows)
     weight = weight.bfloat16()
-    expected = PackedMatrix(weight, POOL, halves=True).matmul(x)
-    threaded = PackedMatrix(weight, ThreadPool(num_threads), halves=True)
+    expected = PackedMatrix(weight, pool=POOL, halves=True).matmul(x)
+    threaded = PackedMatrix(weight, pool=ThreadPool(num_threads), halves=True)
     assert torch.equal(threaded.matmul(x), expected)
 
 
@@ -133,7 +133,7 @@ def test_what_is_not_finite_in_a_row_stays_there(value: float, num_rows: int) ->
     x, weight, expected = case((100, 41), torch.bfloat16)
     broken = x[:num_rows].clone()
     broken[1, 40] = value
-    product = PackedMatrix(weight, POOL, halves=True).matmul(broken)
+    product = PackedMatrix(weight, pool=POOL, halves=True).matmul(broken)
     others = torch.arange(num_rows) != 1
     assert torch.equal(product[others], expected[:num_rows][others])
     assert not product[1].isfinite().any()
@@ -143,19 +143,19 @@ def test_rows_may_lie_apart() -> None:
     x, weight, expected = case((72, 38), torch.bfloat16)
     apart = torch.full((9, 60), float("nan"))
     apart[:, :38] = x[:9]
-    product = PackedMatrix(weight, POOL, halves=True).matmul(apart[:, :38])
+    product = PackedMatrix(weight, pool=POOL, halves=True).matmul(apart[:, :38])
     assert torch.equal(product, expected[:9])
 
 
 def guarded(size: int) -> npt.NDArray[np.float32]:
-    """Room for `size` floats, between others."""
-    return np.full(size + 128, GUARD, np.float32)[64:-64]
+    """Room for `size` floats, between others; all NaN."""
+    return np.full(size + 128, np.nan, np.float32)[64:-64]
 
 
 def is_intact(array: npt.NDArray[np.float32]) -> bool:
     assert array.base is not None
     base = np.asarray(array.base)
-    return bool((base[:64] == GUARD).all() and (base[-64:] == GUARD).all())
+    return bool(np.isnan(base[:64]).all() and np.isnan(base[-64:]).all())
 
 
 @pytest.mark.parametrize("num_parts", [1, 3])
@@ -165,8 +165,8 @@ def test_all_of_the_output_is_written_and_nothing_beyond(
     num_parts: int, num_rows: int, dtype: torch.dtype
 ) -> None:
     """The kernels as other kernels call them: every part, over memory that holds anything."""
-    x, weight, expected = case((72, 38), dtype)
-    matrix = PackedMatrix(weight, POOL, halves=True)
+    x, weight, expected = case((100, 41), dtype)
+    matrix = PackedMatrix(weight, pool=POOL, halves=True)
     num_panels, k, lanes = matrix.panels.shape
     tiles, out = guarded(num_rows * k), guarded(num_rows * num_panels * lanes)
     counter = np.zeros(1, np.int64)
@@ -188,8 +188,8 @@ def test_all_of_the_output_is_written_and_nothing_beyond(
     assert is_intact(tiles)
     assert is_intact(out)
     written = out.reshape(num_rows, num_panels * lanes)
-    np.testing.assert_array_equal(written[:, :72], expected[:num_rows])
-    assert not written[:, 72:].any()
+    np.testing.assert_array_equal(written[:, :100], expected[:num_rows])
+    assert not written[:, 100:].any()
 
 
 def test_every_finite_half_is_kept() -> None:
@@ -198,7 +198,7 @@ def test_every_finite_half_is_kept() -> None:
     values = bits.view(torch.float16)
     weight = values[values.isfinite()].reshape(124, 512)
     for source in (weight, weight.float(), weight.double()):
-        matrix = PackedMatrix(source, POOL, halves=True)
+        matrix = PackedMatrix(source, pool=POOL, halves=True)
         assert matrix.name == "fp16-panels"
         product = torch_product(matrix)
         assert torch.equal(product.matmul(torch.eye(512)).T, weight.float())
@@ -210,7 +210,7 @@ def test_bfloat16_is_kept_in_floats_to_the_bit() -> None:
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     values = bits.view(torch.bfloat16)
     weight = values[values.isfinite()].reshape(510, 128)
-    matrix = PackedMatrix(weight, POOL, halves=True)
+    matrix = PackedMatrix(weight, pool=POOL, halves=True)
     assert matrix.name == "fp32-panels"
     kept = torch.from_numpy(matrix.panels).transpose(1, 2).reshape(-1, 128)[:510]
     assert torch.equal(kept, weight.float())
@@ -223,13 +223,22 @@ def test_bfloat16_is_kept_in_floats_to_the_bit() -> None:
         torch.tensor([[1.0, 65_536.0]]),
         torch.tensor([[1.0, 65_536.0]]).bfloat16(),
         1e-6 * torch.randn(40, 24).bfloat16(),
+        1e-30 * torch.randn(40, 24).bfloat16(),
         torch.tensor([[1.0, float("inf")]]),
         torch.tensor([[1.0, float("nan")]]),
     ],
-    ids=["rounds too much", "too large", "too large in bf16", "too small", "infinite", "NaN"],
+    ids=[
+        "rounds too much",
+        "too large",
+        "too large in bf16",
+        "too small",
+        "tiny",
+        "infinite",
+        "NaN",
+    ],
 )
 def test_what_halves_do_not_hold_stays_float32(weight: torch.Tensor) -> None:
-    matrix = PackedMatrix(weight, POOL, halves=True)
+    matrix = PackedMatrix(weight, pool=POOL, halves=True)
     assert (matrix.is_half, matrix.name) == (False, "fp32-panels")
     x = torch.randn(3, weight.shape[1])
     torch.testing.assert_close(matrix.matmul(x), x @ weight.float().T, equal_nan=True)
@@ -238,5 +247,19 @@ def test_what_halves_do_not_hold_stays_float32(weight: torch.Tensor) -> None:
 def test_a_few_tiny_weights_do_not_matter() -> None:
     weight = torch.randn(40, 24).bfloat16()
     weight[0, 0] = 1e-8
-    assert PackedMatrix(weight, POOL, halves=True).is_half
-    assert not PackedMatrix(weight, POOL, halves=False).is_half
+    assert PackedMatrix(weight, pool=POOL, halves=True).is_half
+    assert not PackedMatrix(weight, pool=POOL, halves=False).is_half
+
+
+def test_a_cpu_that_cannot_convert_halves_gets_floats(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    weight = torch.randn(40, 24).bfloat16()
+    assert NumbaKernels(1).packer(halves=True)(weight).name == "fp16-panels"
+    assert not caplog.records
+    monkeypatch.setattr(numba_kernels, "missing_features", lambda: ("fma", "f16c"))
+    matrix = NumbaKernels(1).packer(halves=True)(weight)
+    assert matrix.name == "fp32-panels"
+    assert "no fma and no f16c" in caplog.text
+    x = torch.randn(3, 24)
+    assert torch.equal(matrix.matmul(x), chains(x, weight))
