@@ -156,8 +156,8 @@ def _attend_item(
 ) -> None:
     row, num_rows, position, kv_head = item
     queries, scores, sums, softmax = scratch
-    head_dim, block_size = q.shape[2], value_cache.shape[3]
-    group = q.shape[1] // key_cache.shape[1]
+    num_kv_heads, head_dim, block_size = key_cache.shape[1], q.shape[2], value_cache.shape[3]
+    group = q.shape[1] // num_kv_heads
     num_lanes = num_rows * group
     for lane in range(_even(num_lanes)):
         real = min(lane, num_lanes - 1)  # the last of an odd number is computed twice
@@ -171,9 +171,9 @@ def _attend_item(
     ahead_bytes = (block_bytes + num_tiles - 1) // num_tiles if num_tiles > 1 else 0
     last_block = (position + num_rows - 1) // block_size
     for block in range(last_block + 1):
-        offset = _head_of(block_table[block], kv_head, key_cache) * block_bytes
+        offset = _head_of(block_table[block], kv_head, num_kv_heads) * block_bytes
         following = block_table[min(block + 1, last_block)]
-        ahead = _head_of(following, kv_head, key_cache) * block_bytes - offset
+        ahead = _head_of(following, kv_head, num_kv_heads) * block_bytes - offset
         keys, values = key_cache.ctypes.data + offset, value_cache.ctypes.data + offset
         # Lane i sees `num_keys + i // group` keys from the block's first on: all, some or none.
         num_keys = position - block * block_size + 1
@@ -204,9 +204,9 @@ def _attend_item(
 
 
 @callee
-def _head_of(block: int, kv_head: int, key_cache: _Floats) -> int:
+def _head_of(block: int, kv_head: int, num_kv_heads: int) -> int:
     """Index of one head of one block among all of the cache."""
-    return block * key_cache.shape[1] + kv_head
+    return block * num_kv_heads + kv_head
 
 
 @callee
