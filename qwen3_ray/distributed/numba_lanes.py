@@ -35,8 +35,9 @@ _memcpy: Callable[[int, int, int], int] = types.ExternalFunction(  # type: ignor
     "memcpy", types.intp(types.intp, types.intp, types.intp)
 )
 
-SLOT_BYTES = 128 * 1024
-"""Longer turns are cut; two ranks' slots stay in a core's own cache."""
+SLOT_BYTES = 512 * 1024
+"""Longer turns are cut. With smaller slots ranks wait for each other more often, and on a busy
+machine each wait can be long."""
 NAP_NS = 50_000_000
 """A sleep's end, should nobody wake it: how late a dead rank is noticed."""
 _NUM_SPINS = 1_500
