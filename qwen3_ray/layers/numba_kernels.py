@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,7 +10,7 @@ import torch
 
 from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
-from qwen3_ray.cpu.features import F16C, missing_features
+from qwen3_ray.cpu.features import check_features
 from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.distributed.numba_lanes import SharedSum
 from qwen3_ray.distributed.shared_collectives import SharedCollectives
@@ -23,8 +22,6 @@ from qwen3_ray.layers.linear import Matrix
 from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.packed import PackedMatrix
 from qwen3_ray.layers.rotary import QKNorm
-
-logger = logging.getLogger(__name__)
 
 _SOFTMAX_OPERATIONS = 8  # of each expert, roughly
 
@@ -40,15 +37,13 @@ class NumbaKernels:
         self.attention: AttentionBackend = NumbaPagedAttention(self._pool)
 
     def packer(self, *, halves: bool) -> Callable[[torch.Tensor], Matrix]:
-        """See `Kernels`; a CPU that cannot convert halves is given none."""
-        missing = missing_features()
-        if missing:
-            logger.warning(
-                "this CPU, or the virtual machine's, has no %s: products are many times slower, or "
-                "weights stay fp32 at twice the memory",
-                " and no ".join(missing),
-            )
-        return partial(PackedMatrix, pool=self._pool, halves=halves and F16C not in missing)
+        """See `Kernels`.
+
+        Raises:
+            ResourcesError: products cannot be compiled for this CPU.
+        """
+        check_features()
+        return partial(PackedMatrix, pool=self._pool, halves=halves)
 
     def fuse(
         self,

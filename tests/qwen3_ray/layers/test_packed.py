@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_ray.cpu.thread_pool import ThreadPool
-from qwen3_ray.layers import numba_kernels, numba_linear
-from qwen3_ray.layers.numba_kernels import NumbaKernels
+from qwen3_ray.layers import numba_linear
 from qwen3_ray.layers.packed import PackedMatrix
 from tests.exactness.controls import torch_product
 
@@ -249,17 +248,3 @@ def test_a_few_tiny_weights_do_not_matter() -> None:
     weight[0, 0] = 1e-8
     assert PackedMatrix(weight, pool=POOL, halves=True).is_half
     assert not PackedMatrix(weight, pool=POOL, halves=False).is_half
-
-
-def test_a_cpu_that_cannot_convert_halves_gets_floats(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    weight = torch.randn(40, 24).bfloat16()
-    assert NumbaKernels(1).packer(halves=True)(weight).name == "fp16-panels"
-    assert not caplog.records
-    monkeypatch.setattr(numba_kernels, "missing_features", lambda: ("fma", "f16c"))
-    matrix = NumbaKernels(1).packer(halves=True)(weight)
-    assert matrix.name == "fp32-panels"
-    assert "no fma and no f16c" in caplog.text
-    x = torch.randn(3, 24)
-    assert torch.equal(matrix.matmul(x), chains(x, weight))
