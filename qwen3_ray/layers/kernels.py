@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from qwen3_ray.attention.reference import ReferenceAttention
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import activation, moe, norm, rotary
 from qwen3_ray.layers.layer_stack import DenseLayer, LayerStack
-from qwen3_ray.layers.linear import Matrix
+from qwen3_ray.layers.linear import Packer
 from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.rotary import QKNorm
 
@@ -27,7 +27,7 @@ class Kernels(Protocol):
     """Whether a row's bits depend on that row alone, in everything here."""
     attention: AttentionBackend
 
-    def packer(self, *, halves: bool) -> Callable[[torch.Tensor], Matrix] | None:
+    def packer(self, *, halves: bool) -> Packer | None:
         """How these kernels want weights, in halves if they may; None: as they are."""
 
     def fuse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,13 @@ class Matrix(Protocol):
 
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
         """[num_rows, in_features] -> [num_rows, out_features]."""
+
+
+class Packer(Protocol):
+    """Makes a `Matrix` of weights on the CPU; see `MatrixFormat.build`."""
+
+    def __call__(self, *weights: torch.Tensor) -> Matrix:
+        """Raises ValueError if an element is not finite."""
 
 
 class DenseMatrix:
@@ -48,14 +55,28 @@ class MatrixFormat:
     dtype: torch.dtype
     """Of activations, and of weights that are not packed."""
     device: torch.device
-    pack: Callable[[torch.Tensor], Matrix] | None = None
+    pack: Packer | None = None
     """How weights are packed; None if they are not."""
 
-    def build(self, weight: torch.Tensor) -> Matrix:
-        """Take `weight` [out_features, in_features], in the checkpoint's dtype, on the CPU."""
+    def build(self, *weights: torch.Tensor) -> Matrix:
+        """Take the rows of `weights`, one below the other, and keep nothing of their memory.
+
+        Each is [its rows, in_features], on the CPU, in the checkpoint's dtype.
+
+        Raises:
+            ValueError: an element is NaN or infinite.
+        """
         if self.pack is not None:
-            return self.pack(weight)
-        return DenseMatrix(weight.to(self.device, self.dtype))
+            return self.pack(*weights)
+        weight = torch.cat(weights).to(self.device, self.dtype)
+        if not is_finite(weight):
+            raise ValueError("the weight holds NaN or infinity")
+        return DenseMatrix(weight)
+
+
+def is_finite(x: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite. Takes no memory to speak of."""
+    return x.numel() == 0 or all(math.isfinite(float(value)) for value in x.aminmax())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import numba_rows
 from qwen3_ray.layers.fused import FusedLayers, packed_matrices
 from qwen3_ray.layers.layer_stack import DenseLayer
-from qwen3_ray.layers.linear import Matrix
+from qwen3_ray.layers.linear import Packer
 from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.packed import PackedMatrix
 from qwen3_ray.layers.rotary import QKNorm
@@ -36,7 +36,7 @@ class NumbaKernels:
         self._pool = ThreadPool(num_threads)
         self.attention: AttentionBackend = NumbaPagedAttention(self._pool)
 
-    def packer(self, *, halves: bool) -> Callable[[torch.Tensor], Matrix]:
+    def packer(self, *, halves: bool) -> Packer:
         """See `Kernels`.
 
         Raises:

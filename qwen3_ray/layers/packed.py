@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from qwen3_ray.cpu import huge_pages
 from qwen3_ray.cpu.numba_tiles import LANES, UNROLL
@@ -27,16 +30,26 @@ class PackedMatrix:
 
     row_invariant = True
 
-    def __init__(self, weight: torch.Tensor, pool: ThreadPool, *, halves: bool) -> None:
-        """Copy `weight`, of any float dtype, on the CPU: into halves if it may and fits."""
-        self.out_features, self.in_features = weight.shape
+    def __init__(self, *weights: torch.Tensor, pool: ThreadPool, halves: bool) -> None:
+        """Copy the rows of `weights`, one below the other, into halves if they may and do fit.
+
+        They are on the CPU and of one float dtype; rows may lie apart, and are read in place.
+
+        Raises:
+            ValueError: an element is NaN or infinite.
+        """
+        self.out_features = sum(weight.shape[0] for weight in weights)
+        self.in_features = weights[0].shape[1]
         self._pool = pool
-        rows = _as_array(weight)
-        packed = _pack_halves(rows) if halves else None
-        self.is_half = packed is not None
-        self.name = "fp16-panels" if self.is_half else "fp32-panels"
-        self.panels = _pack_floats(rows) if packed is None else packed
+        rows = _whole_panels(weights)
+        self.panels: numba_packing.Panels
         """[num_panels, k, 8], see `numba_linear`."""
+        self.is_half = False
+        if halves:
+            self.panels, self.is_half = _pack(rows, np.uint16, pool)
+        if not self.is_half:
+            self.panels, _ = _pack(rows, np.float32, pool)
+        self.name = "fp16-panels" if self.is_half else "fp32-panels"
 
     @property
     def width(self) -> int:
@@ -67,32 +80,61 @@ class PackedMatrix:
         return out[:, : self.out_features].contiguous()
 
 
-def _as_array(weight: torch.Tensor) -> numba_packing.Weight:
-    """The elements as `numba_packing` wants them."""
-    contiguous = weight.contiguous()
+def as_array(weight: torch.Tensor) -> numba_packing.Weight:
+    """The elements of a contiguous weight as `numba_packing` wants them."""
     if weight.dtype == torch.bfloat16:
-        return contiguous.view(torch.int16).numpy()
+        return weight.view(torch.int16).numpy()
     if weight.dtype == torch.float16:
-        return contiguous.view(torch.uint16).numpy()
-    return contiguous.float().numpy()
+        return weight.view(torch.uint16).numpy()
+    return weight.float().numpy()
 
 
-def _panels(rows: numba_packing.Weight, dtype: type[_Element]) -> npt.NDArray[_Element]:
-    num_outputs, width = rows.shape
+def new_panels(num_outputs: int, width: int, dtype: type[_Element]) -> npt.NDArray[_Element]:
+    """Panels for so many outputs of sums of `width` addends; they hold zeros."""
     num_panels = max(numba_linear.MIN_PANELS, -(-num_outputs // LANES))
     return huge_pages.zeros((num_panels, -(-width // UNROLL) * UNROLL, LANES), dtype)
 
 
-def _pack_halves(rows: numba_packing.Weight) -> npt.NDArray[np.uint16] | None:
-    """None if float16 does not hold the weight as well as sums need it."""
-    panels, norms = _panels(rows, np.uint16), np.empty((1, 2))
-    numba_packing.pack_halves(0, 1, rows, panels, norms)
-    total, changed = norms[0].tolist()
-    # A NaN compares false.
-    return panels if changed <= MAX_ROUNDING**2 * total else None
+def _whole_panels(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """The same rows in parts that each fill panels; only uneven ones are copied for it."""
+    if all(weight.shape[0] % LANES == 0 for weight in weights):
+        return weights
+    rows = torch.cat(list(weights))
+    return [F.pad(rows, (0, 0, 0, -rows.shape[0] % LANES))]
 
 
-def _pack_floats(rows: numba_packing.Weight) -> npt.NDArray[np.float32]:
-    panels = _panels(rows, np.float32)
-    numba_packing.pack_floats(0, 1, rows, panels)
-    return panels
+def _pack(
+    weights: Sequence[torch.Tensor], dtype: type[_Element], pool: ThreadPool
+) -> tuple[npt.NDArray[_Element], bool]:
+    """Panels, and whether `dtype` holds the weight as well as sums need it."""
+    num_outputs, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+    panels = new_panels(num_outputs, width, dtype)
+    norms = np.zeros((panels.shape[0], 2))
+    first = 0
+    for weight in weights:
+        last = first + weight.shape[0] // LANES
+        flat, stride = _flat(weight)
+        pool.run(
+            numba_packing.pack,
+            weight.numel(),
+            flat,
+            width,
+            stride,
+            panels[first:last],
+            norms[first:last],
+        )
+        first = last
+    total, changed = norms.sum(0).tolist()
+    if not math.isfinite(total):
+        raise ValueError("the weight holds NaN or infinity")
+    return panels, changed <= MAX_ROUNDING**2 * total
+
+
+def _flat(weight: torch.Tensor) -> tuple[numba_packing.Weight, int]:
+    """The elements from the first row's first to the last row's last, and the rows' distance."""
+    num_rows, width = weight.shape
+    if num_rows == 0 or weight.stride(1) != 1:
+        weight = weight.contiguous()
+    stride = weight.stride(0)
+    size = (num_rows - 1) * stride + width if num_rows > 0 else 0
+    return as_array(weight.as_strided((size,), (1,))), stride

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from qwen3_ray.layers.linear import (
     Matrix,
     MatrixFormat,
     RowParallelLinear,
+    is_finite,
 )
 from qwen3_ray.layers.moe import Routing
 from qwen3_ray.layers.rotary import QKNorm, build_cos_sin
@@ -31,7 +31,7 @@ from qwen3_ray.model.qwen3 import (
 )
 from qwen3_ray.model.qwen3_moe import Expert, SparseMLP
 from qwen3_ray.model.shard import Shard, Span
-from qwen3_ray.model.weight_reader import WeightReader
+from qwen3_ray.model.weight_reader import Slice, WeightReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +53,9 @@ class ModelBuilder:
         embedding, head = self._vocabulary()
         on_progress(self.reader.num_bytes_read, total)
         layers = []
-        # Packing runs on one thread and does not hold the GIL: layers are packed side by side.
-        with ThreadPoolExecutor(torch.get_num_threads()) as executor:
-            for layer in executor.map(self._layer, range(self.config.num_layers)):
-                layers.append(layer)
-                on_progress(self.reader.num_bytes_read, total)
+        for index in range(self.config.num_layers):
+            layers.append(self._layer(index))
+            on_progress(self.reader.num_bytes_read, total)
         final_norm = self._norm("model.norm.weight")
         on_progress(self.reader.num_bytes_read, total)
         cos_sin = build_cos_sin(
@@ -80,22 +78,24 @@ class ModelBuilder:
         )
 
     def _vocabulary(self) -> tuple[VocabParallelEmbedding, VocabParallelHead]:
-        table = self._vocabulary_rows("model.embed_tokens.weight")
-        tied = self.config.tie_word_embeddings
-        head = table if tied else self._vocabulary_rows("lm_head.weight")
-        device = self.matrices.device
+        table = self.reader.rows("model.embed_tokens.weight", self.shard.vocab)
+        if self.config.tie_word_embeddings:
+            head = table
+        else:
+            head = self.reader.rows("lm_head.weight", self.shard.vocab)
+            _check(table)
+        # All ranks' heads have one size.
+        num_missing = self.shard.num_padded_ids - self.shard.vocab.size
+        padding = torch.zeros(num_missing, self.config.hidden_size, dtype=self.reader.dtype)
+        matrix = self._matrix(head, padding=padding)
+        table.release()
+        rows = table.tensor if self.shard.vocab.size > 0 else padding
         return (
             VocabParallelEmbedding(
-                table.to(device), self.shard.first_id, self.matrices.dtype, self.tp
+                rows.to(self.matrices.device), self.shard.first_id, self.matrices.dtype, self.tp
             ),
-            VocabParallelHead(self.matrices.build(head), self.config.vocab_size, self.tp),
+            VocabParallelHead(matrix, self.config.vocab_size, self.tp),
         )
-
-    def _vocabulary_rows(self, name: str) -> torch.Tensor:
-        """This rank's rows, and zeros up to the size that all ranks have."""
-        rows = self.reader.rows(name, self.shard.vocab)
-        padding = self.shard.num_padded_ids - rows.shape[0]
-        return torch.nn.functional.pad(rows, (0, 0, 0, padding)) if padding else rows
 
     def _layer(self, index: int) -> DecoderLayer:
         prefix = f"model.layers.{index}"
@@ -108,13 +108,11 @@ class ModelBuilder:
 
     def _attention(self, prefix: str) -> Attention:
         spans = {"q": self.shard.q, "k": self.shard.kv, "v": self.shard.kv}
-        qkv = torch.cat(
-            [self.reader.rows(f"{prefix}.{x}_proj.weight", span) for x, span in spans.items()]
-        )
+        qkv = [self.reader.rows(f"{prefix}.{x}_proj.weight", span) for x, span in spans.items()]
         o = self.reader.columns(f"{prefix}.o_proj.weight", self.shard.q)
         return Attention(
-            qkv_proj=ColumnParallelLinear(self.matrices.build(qkv)),
-            o_proj=RowParallelLinear(self.matrices.build(o), self.tp),
+            qkv_proj=ColumnParallelLinear(self._matrix(*qkv)),
+            o_proj=RowParallelLinear(self._matrix(o), self.tp),
             norm=QKNorm(
                 self._vector(f"{prefix}.q_norm.weight"),
                 self._vector(f"{prefix}.k_norm.weight"),
@@ -134,7 +132,7 @@ class ModelBuilder:
             )
         span, whole = self.shard.experts, Span(0, moe.moe_intermediate_size)
         return SparseMLP(
-            gate=self.matrices.build(self.reader.whole(f"{prefix}.gate.weight")),
+            gate=self._matrix(self.reader.whole(f"{prefix}.gate.weight")),
             experts=[
                 Expert(*self._swiglu(f"{prefix}.experts.{index}", whole))
                 for index in range(span.start, span.stop)
@@ -146,14 +144,35 @@ class ModelBuilder:
 
     def _swiglu(self, prefix: str, span: Span) -> tuple[Matrix, Matrix]:
         """Gate and up projection in one, and down projection, for the columns `span` between."""
-        gate_up = torch.cat(
-            [self.reader.rows(f"{prefix}.{x}_proj.weight", span) for x in ("gate", "up")]
-        )
+        gate_up = [self.reader.rows(f"{prefix}.{x}_proj.weight", span) for x in ("gate", "up")]
         down = self.reader.columns(f"{prefix}.down_proj.weight", span)
-        return self.matrices.build(gate_up), self.matrices.build(down)
+        return self._matrix(*gate_up), self._matrix(down)
 
     def _norm(self, name: str) -> Norm:
         return Norm(weight=self._vector(name), eps=self.config.rms_norm_eps)
 
     def _vector(self, name: str) -> torch.Tensor:
-        return self.reader.whole(name).to(self.matrices.device, self.matrices.dtype)
+        part = self.reader.whole(name)
+        _check(part)
+        return part.tensor.to(self.matrices.device, self.matrices.dtype, copy=True)
+
+    def _matrix(self, *parts: Slice, padding: torch.Tensor | None = None) -> Matrix:
+        """The rows of `parts`, and of `padding`, one below the other."""
+        for part in parts:
+            part.prefetch()
+        weights = [part.tensor for part in parts] + ([] if padding is None else [padding])
+        try:
+            matrix = self.matrices.build(*weights)
+        except ValueError:
+            for part in parts:
+                _check(part)
+            raise
+        for part in parts:
+            part.release()
+        return matrix
+
+
+def _check(part: Slice) -> None:
+    """Raise CheckpointError for NaN and infinity."""
+    if not is_finite(part.tensor):
+        raise part.stored.error("holds NaN or infinite weights")

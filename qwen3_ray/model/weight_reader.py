@@ -1,14 +1,16 @@
-"""Reads slices of tensors: only the bytes that are asked for, by pread, checked for NaN."""
+"""Gives slices of tensors, in place: the files of a checkpoint are mapped, and read by use.
+
+A mapping holds its file: deleting or replacing the file changes nothing. Shortening it in place
+ends the process at the next use of what was cut off (SIGBUS); writing to it changes the weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import mmap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -21,8 +23,34 @@ _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _SAMPLE_BYTES = 1_024
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Part of a tensor, where it lies in its mapped file."""
+
+    tensor: torch.Tensor
+    """Rows may lie apart. It keeps the mapping; nothing that is written to it reaches the file."""
+    stored: StoredTensor
+    _mapping: mmap.mmap
+
+    def release(self) -> None:
+        """Give back the memory of the whole tensor's pages; what is used again is read again."""
+        self._advise(mmap.MADV_DONTNEED)
+
+    def prefetch(self) -> None:
+        """Let the system read the tensor ahead, if it is not in memory."""
+        self._advise(mmap.MADV_WILLNEED)
+
+    def _advise(self, advice: int) -> None:
+        start = self.stored.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        size = self.stored.offset + self.stored.num_bytes - start
+        if size > 0:
+            self._mapping.madvise(advice, start, size)
+
+
 class WeightReader:
-    """The tensors of one checkpoint, checked against the config when opened. Thread-safe.
+    """The tensors of one checkpoint, checked against the config when opened.
+
+    Whether elements are finite is for their users to see: they look at all of them anyway.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape or dtype than the config implies,
@@ -32,75 +60,41 @@ class WeightReader:
     def __init__(self, model_dir: Path, config: ModelConfig) -> None:
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.num_bytes_read = 0
-        """Bytes of tensor data read so far."""
+        """Bytes of tensor data in the slices given so far."""
         self._tensors = read_checkpoint(model_dir)
         _check_tensors(self._tensors, config)
-        self._lock = Lock()
-        self._files: dict[Path, int] = {}
+        self._mappings: dict[Path, mmap.mmap] = {}
         for file in {tensor.file for tensor in self._tensors.values()}:
-            self._files[file] = os.open(file, os.O_RDONLY)
+            with file.open("rb") as stream:
+                # Private to this process, for torch wants memory that can be written to.
+                self._mappings[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
-
-    def whole(self, name: str) -> torch.Tensor:
+    def whole(self, name: str) -> Slice:
         """The whole tensor."""
-        stored = self._tensors[name]
-        return self._read(stored, stored.shape, 0, 1, stored.num_bytes)
+        return self._slice(name, self._map(self._tensors[name]))
 
-    def rows(self, name: str, span: Span) -> torch.Tensor:
+    def rows(self, name: str, span: Span) -> Slice:
         """Rows of a 2-D tensor: one contiguous range of bytes."""
-        stored = self._tensors[name]
-        row_bytes = stored.num_bytes // stored.shape[0]
-        shape = (span.size, stored.shape[1])
-        return self._read(stored, shape, span.start * row_bytes, 1, span.size * row_bytes)
+        return self._slice(name, self._map(self._tensors[name])[span.start : span.stop])
 
-    def columns(self, name: str, span: Span) -> torch.Tensor:
+    def columns(self, name: str, span: Span) -> Slice:
         """Columns of a 2-D tensor: a range of bytes in each row."""
+        return self._slice(name, self._map(self._tensors[name])[:, span.start : span.stop])
+
+    def _slice(self, name: str, tensor: torch.Tensor) -> Slice:
         stored = self._tensors[name]
-        num_rows, num_columns = stored.shape
-        if span.size == num_columns:
-            return self.whole(name)
-        item = self.dtype.itemsize
-        return self._read(
-            stored, (num_rows, span.size), span.start * item, num_rows, span.size * item
-        )
+        self.num_bytes_read += tensor.nbytes
+        return Slice(tensor, stored, self._mappings[stored.file])
 
-    def _read(
-        self, stored: StoredTensor, shape: tuple[int, ...], start: int, num_runs: int, size: int
-    ) -> torch.Tensor:
-        """Read `num_runs` runs of `size` bytes, the first `start` bytes into the tensor."""
-        tensor = torch.empty(shape, dtype=self.dtype)
-        buffer = tensor.flatten().view(torch.uint8).numpy().data
-        stride = stored.num_bytes // num_runs
-        for run in range(num_runs):
-            self._fill(
-                stored,
-                buffer[run * size : (run + 1) * size],
-                stored.offset + start + run * stride,
-            )
-        with self._lock:
-            self.num_bytes_read += tensor.nbytes
-        if not bool(torch.isfinite(tensor).all()):
-            raise stored.error("holds NaN or infinite weights")
-        return tensor
-
-    def _fill(self, stored: StoredTensor, buffer: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(buffer):  # one read gives at most 2 GiB
-            count = os.preadv(self._files[stored.file], [buffer[done:]], offset + done)
-            if count == 0:
-                raise stored.error("the file became shorter while it was read")
-            done += count
+    def _map(self, stored: StoredTensor) -> torch.Tensor:
+        """The whole tensor in its mapping; a copy if the file does not align its elements."""
+        source: mmap.mmap | bytearray = self._mappings[stored.file]
+        offset, item = stored.offset, self.dtype.itemsize
+        if offset % item:
+            source, offset = bytearray(source[offset : offset + stored.num_bytes]), 0
+        count = stored.num_bytes // item
+        flat = torch.frombuffer(source, dtype=self.dtype, count=count, offset=offset)
+        return flat.reshape(stored.shape)
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,7 @@
-"""From safetensors files to a model: each rank reads only the bytes that it needs."""
+"""From safetensors files to a model: each rank reads only the bytes that it needs.
+
+On CPU weights are packed straight from the mapped files, and the embedding stays in its file.
+"""
 
 from __future__ import annotations
 
@@ -50,19 +53,18 @@ def load_model(
     device = device or torch.device("cpu")
     chosen = select_kernels(kernels, device)
     matrices = _matrix_format(engine_config, model_config, device, chosen)
-    with WeightReader(engine_config.model_dir, model_config) as reader:
-        builder = ModelBuilder(
-            config=model_config,
-            tp=tp,
-            shard=Shard.of(model_config, tp.rank, tp.size),
-            reader=reader,
-            matrices=matrices,
-            kernels=chosen,
-        )
-        model = builder.build(
-            model_config.resolve_max_model_len(engine_config.max_model_len),
-            on_progress or (lambda _done, _total: None),
-        )
+    builder = ModelBuilder(
+        config=model_config,
+        tp=tp,
+        shard=Shard.of(model_config, tp.rank, tp.size),
+        reader=WeightReader(engine_config.model_dir, model_config),
+        matrices=matrices,
+        kernels=chosen,
+    )
+    model = builder.build(
+        model_config.resolve_max_model_len(engine_config.max_model_len),
+        on_progress or (lambda _done, _total: None),
+    )
     if engine_config.dtype == "auto":
         _log_wide(model)
     return model

@@ -223,8 +223,6 @@ def test_bfloat16_is_kept_in_floats_to_the_bit() -> None:
         torch.tensor([[1.0, 65_536.0]]).bfloat16(),
         1e-6 * torch.randn(40, 24).bfloat16(),
         1e-30 * torch.randn(40, 24).bfloat16(),
-        torch.tensor([[1.0, float("inf")]]),
-        torch.tensor([[1.0, float("nan")]]),
     ],
     ids=[
         "rounds too much",
@@ -232,15 +230,13 @@ def test_bfloat16_is_kept_in_floats_to_the_bit() -> None:
         "too large in bf16",
         "too small",
         "tiny",
-        "infinite",
-        "NaN",
     ],
 )
 def test_what_halves_do_not_hold_stays_float32(weight: torch.Tensor) -> None:
     matrix = PackedMatrix(weight, pool=POOL, halves=True)
     assert (matrix.is_half, matrix.name) == (False, "fp32-panels")
     x = torch.randn(3, weight.shape[1])
-    torch.testing.assert_close(matrix.matmul(x), x @ weight.float().T, equal_nan=True)
+    torch.testing.assert_close(matrix.matmul(x), x @ weight.float().T)
 
 
 def test_a_few_tiny_weights_do_not_matter() -> None:

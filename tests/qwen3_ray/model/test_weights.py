@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.safetensors_header import MAX_HEADER_BYTES, read_header
 from qwen3_ray.model.shard import Span
 from qwen3_ray.model.weight_reader import WeightReader
-from qwen3_ray.model.weights import load_model, weights_manifest
+from qwen3_ray.model.weights import KernelChoice, load_model, weights_manifest
 from qwen3_ray.testing_forward import forward_logits
 from qwen3_ray.testing_models import TINY_MODEL, engine_config, make_checkpoint, run_ranks
 from tests.qwen3_ray.model.helpers import load
@@ -89,13 +91,82 @@ def test_progress_ends_at_the_total_that_it_began_with(size: int, model_dir: Pat
 
 def test_slices_are_those_of_the_whole(model_dir: Path) -> None:
     whole = load_file(weights_file(model_dir))[K_PROJ]
-    with WeightReader(model_dir, TINY_MODEL) as reader:
-        assert torch.equal(reader.whole(K_PROJ), whole)
-        assert torch.equal(reader.rows(K_PROJ, Span(3, 30)), whole[3:30])
-        assert torch.equal(reader.columns(K_PROJ, Span(5, 40)), whole[:, 5:40])
-        assert reader.rows(K_PROJ, Span(7, 7)).shape == (0, whole.shape[1])
-        expected = whole.nbytes + whole[3:30].nbytes + 2 * whole[:, 5:40].numel()
-        assert reader.num_bytes_read == expected
+    reader = WeightReader(model_dir, TINY_MODEL)
+    slices = [
+        (reader.whole(K_PROJ), whole),
+        (reader.rows(K_PROJ, Span(3, 30)), whole[3:30]),
+        (reader.columns(K_PROJ, Span(5, 40)), whole[:, 5:40]),
+        (reader.rows(K_PROJ, Span(7, 7)), whole[7:7]),
+    ]
+    for part, expected in slices:
+        part.prefetch()
+        assert torch.equal(part.tensor, expected)
+        part.release()
+        assert torch.equal(part.tensor, expected)
+    assert reader.num_bytes_read == sum(expected.nbytes for _, expected in slices)
+
+
+def test_slices_outlive_their_reader_and_their_file(model_dir: Path) -> None:
+    whole = load_file(weights_file(model_dir))[K_PROJ]
+    part = WeightReader(model_dir, TINY_MODEL).rows(K_PROJ, Span(0, 64))
+    part.release()
+    make_checkpoint(model_dir.parent / "other", seed=1).joinpath("model.safetensors").replace(
+        weights_file(model_dir)
+    )
+    assert torch.equal(part.tensor, whole)
+
+
+def test_what_is_written_to_a_slice_stays_in_this_process(model_dir: Path) -> None:
+    before = weights_file(model_dir).read_bytes()
+    WeightReader(model_dir, TINY_MODEL).whole(K_PROJ).tensor.zero_()
+    assert weights_file(model_dir).read_bytes() == before
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_file_may_align_nothing(tied: bool, tmp_path: Path) -> None:
+    model_dir = make_checkpoint(tmp_path / "model", TIED if tied else TINY_MODEL)
+    expected = forward_logits(load(model_dir), IDS)
+    file = weights_file(model_dir)
+    data = file.read_bytes()
+    header_end = 8 + int.from_bytes(data[:8], "little")
+    header = data[8:header_end] + b" " * (1 - header_end % 2)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[header_end:])
+    assert min(tensor.offset for tensor in read_header(file).values()) % 2 == 1
+    assert torch.equal(forward_logits(load(model_dir), IDS), expected)
+
+
+def mapped_bytes(file: Path) -> int:
+    """Bytes of `file` that lie in this process's mappings, and are in memory."""
+    text = Path("/proc/self/smaps").read_text()
+    found = re.findall(rf"{re.escape(str(file))}\n(?:\w+:.*\n)*?Rss: +(\d+) kB", text)
+    return 1024 * sum(map(int, found))
+
+
+def test_only_the_embedding_stays_in_its_file(tmp_path: Path) -> None:
+    """Of a checkpoint in shards, whose pages are given back once a tensor is packed."""
+    config = replace(TINY_MODEL, vocab_size=8_000, tie_word_embeddings=True)
+    model_dir = make_checkpoint(tmp_path / "model", config, num_shards=30)
+    model = load(model_dir)
+    table = model._embedding.table
+    assert table.dtype == torch.bfloat16
+    maps = Path("/proc/self/maps").read_text()
+    mapped = {file for file in model_dir.glob("*.safetensors") if str(file) in maps}
+    assert len(mapped) == 1
+    assert mapped_bytes(mapped.pop()) <= 2 * mmap.PAGESIZE
+    rows = model._embedding.forward(torch.tensor([0, 7_999], dtype=torch.int32))
+    assert torch.equal(rows, table[[0, 7_999]].float())
+
+
+def test_more_ranks_than_ids_share_a_vocabulary(tmp_path: Path) -> None:
+    """9 ids over 8 ranks: 2 for each of four, 1 for the next, none for three."""
+    model_dir = make_checkpoint(
+        tmp_path / "model", replace(TINY_MODEL, vocab_size=9, num_kv_heads=8)
+    )
+    ids = list(range(9))
+    expected = forward_logits(load(model_dir), ids)
+    logits = run_ranks(8, lambda tp: forward_logits(load(model_dir, tp), ids))[0]
+    assert expected is not None
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 
 
 def set_tensor(value: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], object]:
@@ -125,6 +196,23 @@ def test_a_bad_tensor_is_named(
         load(model_dir)
     assert caught.value.tensor == K_PROJ
     assert caught.value.file.endswith("safetensors")
+
+
+@pytest.mark.parametrize("kernels", ["numba", "reference"])
+@pytest.mark.parametrize("config", [TINY_MODEL, TIED], ids=["untied", "tied"])
+def test_what_is_not_finite_is_named_in_any_tensor(
+    config: ModelConfig, kernels: KernelChoice, tmp_path: Path
+) -> None:
+    """In its last element: of matrices that are joined, of vectors, of what stays in the file."""
+    model_dir = make_checkpoint(tmp_path / "model", config)
+    good = load_file(weights_file(model_dir))
+    for name, tensor in good.items():
+        bad = tensor.clone()
+        bad.view(-1)[-1] = float("nan")
+        save_file(good | {name: bad}, weights_file(model_dir))
+        with pytest.raises(CheckpointError, match="NaN or infinite") as caught:
+            load(model_dir, kernels=kernels)
+        assert caught.value.tensor == name
 
 
 def test_a_tensor_of_another_architecture_is_refused(model_dir: Path) -> None:
