@@ -73,12 +73,12 @@ class WorkerContender:
             took = self._generate(prompts.take(1, work.prefill_len), 1)
             return {"tokens_per_s": work.prefill_len / took["seconds"]}
         took = self._generate(prompts.take(case.num_streams, work.prompt_len), work.output_len + 1)
-        first_s = took.get("first_s")
-        if first_s is None:  # not told: other prompts with one output token take as long
-            others = prompts.take(case.num_streams, work.prompt_len)
-            first_s = self._generate(others, 1)["seconds"]
+        if "first_s" in took:
+            return {"tokens_per_s": took["num_after"] / (took["seconds"] - took["first_s"])}
+        # Other prompts with one output token take as long as these took until theirs.
+        others = self._generate(prompts.take(case.num_streams, work.prompt_len), 1)
         num_tokens = case.num_streams * work.output_len
-        return {"tokens_per_s": num_tokens / (took["seconds"] - first_s)}
+        return {"tokens_per_s": num_tokens / (took["seconds"] - others["seconds"])}
 
     def close(self) -> None:
         """See `Contender`."""

@@ -9,7 +9,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from benchmarks.peers.workers.protocol import Generate, serve
+from benchmarks.peers.workers.protocol import Generate, of_steps, serve
 
 KV_CACHE_GB = 2
 MAX_NUM_SEQS = 16
@@ -24,7 +24,7 @@ def load(model_dir: Path, max_model_len: int) -> Generate:
     scheduling.enable_prefix_caching = False
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(model_dir), scheduling, "CPU", {})
 
-    def generate(prompts: list[list[int]], num_tokens: int) -> list[float]:
+    def generate(prompts: list[list[int]], num_tokens: int) -> list[list[float]]:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = config.min_new_tokens = num_tokens
         config.ignore_eos = True
@@ -39,7 +39,7 @@ def load(model_dir: Path, max_model_len: int) -> Generate:
             stamps.append(time.perf_counter())
         if any(len(handle.read_all()[0].generated_ids) != num_tokens for handle in handles):
             raise RuntimeError("an output has another length than it should")
-        return stamps
+        return of_steps(stamps, len(prompts), num_tokens)
 
     return generate
 

@@ -2,8 +2,9 @@
 
 Runs in the environments of the peers, so it needs nothing but the standard library. The first line
 out says that the model is loaded: `{"version": ..., "ready_s": ...}`. Then each line
-`{"prompts": [[...]], "num_tokens": n}` is answered by `{"seconds": ..., "first_s": ...}` when all
-prompts have n output tokens; `first_s` is missing where the time of the first ones is not known.
+`{"prompts": [[...]], "num_tokens": n}` is answered by `{"seconds": ..., "first_s": ...,
+"num_after": ...}` when all prompts have n output tokens: the time until each had its first one, and
+how many tokens came after that. Both are missing where single tokens are not seen.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-Generate = Callable[[list[list[int]], int], list[float]]
-"""Prompts and output tokens of each -> `time.perf_counter()` after each step, or nothing."""
+Generate = Callable[[list[list[int]], int], list[list[float]]]
+"""Prompts and output tokens of each -> when each token of each came, or nothing at all."""
 Load = Callable[[Path, int], Generate]
 """Model directory and longest prompt plus output -> what generates with it."""
 
@@ -35,10 +36,17 @@ def serve(load: Load, version: str) -> None:
 
 
 def timed(generate: Generate, prompts: list[list[int]], num_tokens: int) -> dict[str, float]:
-    """What one call took. A step for each token means that the first one computed all prompts."""
+    """What one call took."""
     start = time.perf_counter()
-    stamps = generate(prompts, num_tokens)
+    arrivals = generate(prompts, num_tokens)
     seconds = time.perf_counter() - start
-    if len(stamps) == num_tokens:
-        return {"seconds": seconds, "first_s": stamps[0] - start}
-    return {"seconds": seconds}
+    if not arrivals:
+        return {"seconds": seconds}
+    first = max(times[0] for times in arrivals)
+    num_after = sum(at > first for times in arrivals for at in times)
+    return {"seconds": seconds, "first_s": first - start, "num_after": num_after}
+
+
+def of_steps(stamps: list[float], num_prompts: int, num_tokens: int) -> list[list[float]]:
+    """Arrivals of an engine that tells its steps, if each of them gave every prompt a token."""
+    return [stamps] * num_prompts if len(stamps) == num_tokens else []

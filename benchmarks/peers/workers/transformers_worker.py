@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.peers.workers.protocol import Generate, serve
+from benchmarks.peers.workers.protocol import Generate, of_steps, serve
 
 
 class Stamps(StoppingCriteria):
@@ -33,7 +33,7 @@ def load(model_dir: Path, _max_model_len: int) -> Generate:
     ).eval()
 
     @torch.inference_mode()
-    def generate(prompts: list[list[int]], num_tokens: int) -> list[float]:
+    def generate(prompts: list[list[int]], num_tokens: int) -> list[list[float]]:
         inputs = torch.tensor(prompts)
         stamps = Stamps()
         outputs = model.generate(
@@ -47,7 +47,7 @@ def load(model_dir: Path, _max_model_len: int) -> Generate:
         )
         if outputs.shape[1] != inputs.shape[1] + num_tokens:
             raise RuntimeError("an output has another length than it should")
-        return stamps.times
+        return of_steps(stamps.times, len(prompts), num_tokens)
 
     return generate
 

@@ -23,7 +23,7 @@ def load(model_dir: Path, max_model_len: int) -> Generate:
         disable_log_stats=True,
     )
 
-    def generate(prompts: list[list[int]], num_tokens: int) -> list[float]:
+    def generate(prompts: list[list[int]], num_tokens: int) -> list[list[float]]:
         params = vllm.SamplingParams(
             temperature=0,
             max_tokens=num_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from benchmarks.peers import places
 from benchmarks.peers.contender import ContenderError
 from benchmarks.peers.work import Case, PromptSource, Work
 from benchmarks.peers.worker_contender import WorkerContender
-from benchmarks.peers.workers.protocol import timed
+from benchmarks.peers.workers.protocol import of_steps, timed
 
 WORK = Work(prefill_len=20, prompt_len=4, output_len=5)
 FAKE_WORKER = """
@@ -25,7 +26,7 @@ for line in sys.stdin:
         sys.exit("three are too many")
     answer = {"seconds": 1.0 + 0.5 * num}
     if len(order["prompts"]) == 2:
-        answer["first_s"] = 2.0
+        answer |= {"first_s": 2.0, "num_after": 9}
     print(json.dumps(answer), flush=True)
 """
 
@@ -55,7 +56,7 @@ def test_rates_are_those_of_the_definitions(worker: WorkerContender) -> None:
         assert prefill == {"tokens_per_s": 20 / 1.5}
         # 6 tokens take 4 s; the time of the first is asked for apart, or told.
         assert worker.measure(Case("decode", 1), prompts) == {"tokens_per_s": 5 / (4.0 - 1.5)}
-        assert worker.measure(Case("decode", 2), prompts) == {"tokens_per_s": 10 / (4.0 - 2.0)}
+        assert worker.measure(Case("decode", 2), prompts) == {"tokens_per_s": 9 / (4.0 - 2.0)}
     finally:
         worker.close()
     assert worker.pid is None
@@ -69,12 +70,20 @@ def test_a_worker_that_ends_tells_why(worker: WorkerContender) -> None:
     worker.close()
 
 
-@pytest.mark.parametrize(("num_stamps", "is_told"), [(3, True), (4, False), (0, False)])
-def test_the_first_token_is_known_only_if_each_step_gave_one(
-    num_stamps: int, is_told: bool
-) -> None:
-    answer = timed(lambda _prompts, _num_tokens: [1e9] * num_stamps, [[1]], 3)
-    assert ("first_s" in answer) is is_told
+def test_what_came_after_the_last_first_token_is_counted() -> None:
+    def generate(_prompts: list[list[int]], _num_tokens: int) -> list[list[float]]:
+        now = time.perf_counter()
+        return [[now, now + 2, now + 3], [now + 1, now + 2, now + 3]]
+
+    answer = timed(generate, [[1], [2]], 3)
+    assert answer["first_s"] == pytest.approx(1.0, abs=0.5)
+    assert answer["num_after"] == 4
+    assert "first_s" not in timed(lambda _prompts, _num_tokens: [], [[1]], 3)
+
+
+def test_steps_tell_arrivals_only_if_each_gave_a_token() -> None:
+    assert of_steps([1.0, 2.0], 3, 2) == [[1.0, 2.0]] * 3
+    assert of_steps([1.0, 2.0, 3.0], 3, 2) == []
 
 
 def test_every_contender_gets_the_same_prompts_and_no_two_are_alike() -> None:
