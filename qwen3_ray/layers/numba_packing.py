@@ -8,6 +8,7 @@ uint16 those of float16, float32 is itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ Weight = npt.NDArray[np.int16] | npt.NDArray[np.uint16] | npt.NDArray[np.float32
 Panels = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 
 _BFLOAT_BITS = 16  # below those that a bfloat16 has of a float32
-_HALF_BYTES, _DOUBLE_BYTES = 2, 8
+_HALF_BYTES = 2
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 _SOURCES = {"int16": _I16, "uint16": _HALF, "float32": _FLOAT}
@@ -59,19 +60,18 @@ def _pack_rows(
     _width: object,
     panels: types.Array,
     _panel: object,
-    _sums: object,
+    _norms: object,
 ) -> Typed:
     """Eight rows become a panel; types say of what. Addresses in bytes.
 
     `_pack_rows(weight, address of the first row, from row to row, width, panels, address of the
-    panel, address of sixteen float64)`. The latter get sums of squares: of each row, then of what
-    rounding changed of each.
+    panel, address of its two norms)`.
     """
 
     def generate(
         _context: object, builder: ir.IRBuilder, _signature: object, args: Values
     ) -> ir.Value:
-        _, rows, row_bytes, width, _, panel, sums = args
+        _, rows, row_bytes, width, _, panel, norms = args
         source, stored = _SOURCES[str(weight.dtype)], _PANELS[str(panels.dtype)]
         pointers = [
             builder.inttoptr(
@@ -81,9 +81,10 @@ def _pack_rows(
         ]
         to = builder.inttoptr(panel, _lanes(stored).as_pointer())
         totals = _emit_loop(builder, pointers, to, width)
-        sum_pointer = builder.inttoptr(sums, _lanes(_DOUBLE).as_pointer())
+        norm_pointer = builder.inttoptr(norms, _DOUBLE.as_pointer())
         for i, total in enumerate(totals):
-            builder.store(total, builder.gep(sum_pointer, [_I64(i)]), align=_DOUBLE_BYTES)
+            lanes = [builder.extract_element(total, _I32(lane)) for lane in range(LANES)]
+            builder.store(reduce(builder.fadd, lanes), builder.gep(norm_pointer, [_I64(i)]))
         return _I32(0)
 
     return types.int32(weight, *[types.intp] * 3, panels, *[types.intp] * 2), generate
@@ -164,10 +165,8 @@ def pack(
             changed of them. The first are finite exactly if all weights are.
     """
     num_panels, row_bytes = panels.shape[0], stride * weight.itemsize
-    sums = np.empty((2, LANES))
     for panel in range(num_panels * part // num_parts, num_panels * (part + 1) // num_parts):
         _pack_rows(
             weight, weight.ctypes.data + panel * LANES * row_bytes, row_bytes, width,
-            panels, panels[panel].ctypes.data, sums.ctypes.data,
+            panels, panels[panel].ctypes.data, norms[panel].ctypes.data,
         )  # fmt: skip
-        norms[panel, 0], norms[panel, 1] = sums[0].sum(), sums[1].sum()
