@@ -14,7 +14,7 @@ from rich.console import Console
 import qwen3_ray
 from cluster.config import load_deploy_config, parse_deploy_config
 from cluster.ops.options import with_deploy_options
-from qwen3_ray.config import Device, DType
+from qwen3_ray.config import Device, DType, Quantization
 from qwen3_ray.errors import ConfigError, Qwen3RayError
 
 cli = typer.Typer(
@@ -59,6 +59,7 @@ def generate(
     tensor_parallel_size: Annotated[int, typer.Option(help="Ranks, one process each")] = 1,
     device: Annotated[Device, typer.Option()] = "auto",
     dtype: Annotated[DType, typer.Option()] = "auto",
+    quantization: Annotated[Quantization, typer.Option(help="int8: eight bits, on CPU")] = "none",
     max_model_len: Annotated[int | None, typer.Option(help="Longest prompt plus output")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate")] = 64,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
@@ -85,6 +86,7 @@ def generate(
             tensor_parallel_size=tensor_parallel_size,
             device=device,
             dtype=dtype,
+            quantization=quantization,
             max_model_len=max_model_len,
         )
     with llm:

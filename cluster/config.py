@@ -16,6 +16,7 @@ from qwen3_ray.config import (
     GenerationDefaults,
     KVCacheDType,
     Numerics,
+    Quantization,
 )
 from qwen3_ray.errors import ConfigError
 
@@ -39,6 +40,9 @@ class DeployConfig(BaseModel):
     grpc_port: int = Field(9000, ge=1, le=65535, description="Port of the gRPC service")
     device: Device = Field("auto", description="auto: CUDA where there are enough GPUs")
     dtype: DType = Field("auto", description="Type of weights and activations")
+    quantization: Quantization = Field(
+        "none", description="int8: linear weights of eight bits, on CPU; less memory, less accurate"
+    )
     kv_cache_dtype: KVCacheDType = Field("auto", description="Type of cached keys and values")
     numerics: Numerics = Field(
         "auto", description="exact: tokens do not depend on the batch; auto: exact on CPU"
@@ -132,6 +136,7 @@ class DeployConfig(BaseModel):
             tensor_parallel_size=self.tp_size,
             device=self.device,
             dtype=self.dtype,
+            quantization=self.quantization,
             kv_cache_dtype=self.kv_cache_dtype,
             numerics=self.numerics,
             max_model_len=self.max_model_len,

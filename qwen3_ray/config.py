@@ -11,6 +11,7 @@ from qwen3_ray.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16"]
+Quantization = Literal["none", "int8"]
 Numerics = Literal["auto", "exact", "fast"]
 GenerationDefaults = Literal["auto", "none"]
 
@@ -18,6 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "device": get_args(Device),
     "dtype": get_args(DType),
     "kv_cache_dtype": get_args(KVCacheDType),
+    "quantization": get_args(Quantization),
     "numerics": get_args(Numerics),
     "generation_config": get_args(GenerationDefaults),
 }
@@ -39,6 +41,8 @@ class EngineConfig:
     device: Device = "auto"
     dtype: DType = "auto"
     """`auto`: on CPU fp16 packs with fp32 activations, on CUDA the checkpoint's dtype."""
+    quantization: Quantization = "none"
+    """`int8`: linear weights in eight bits, on CPU; `dtype` is of those that are not quantised."""
     kv_cache_dtype: KVCacheDType = "auto"
     """`auto`: float32 on CPU, the model's dtype on CUDA."""
     numerics: Numerics = "auto"

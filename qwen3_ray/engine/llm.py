@@ -7,10 +7,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
-from qwen3_ray.config import Device, DType, EngineConfig, GenerationDefaults, KVCacheDType, Numerics
+from qwen3_ray.config import EngineConfig
 from qwen3_ray.engine.answer import Answer, Choice
+from qwen3_ray.engine.engine_options import EngineOptions
 from qwen3_ray.engine.local_engine import LocalEngine
 from qwen3_ray.engine.outputs import CompletionOutput, Logprob, RequestOutput, StreamPiece
 from qwen3_ray.engine.progress import OnProgress
@@ -47,27 +48,6 @@ __all__ = [
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 T = TypeVar("T")
-
-
-class EngineOptions(TypedDict, total=False):
-    """Settings of `LLM`; `EngineConfig` says what they mean and holds the defaults."""
-
-    tensor_parallel_size: int
-    device: Device
-    dtype: DType
-    kv_cache_dtype: KVCacheDType
-    numerics: Numerics
-    max_model_len: int | None
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    kv_cache_memory: int | None
-    block_size: int | None
-    seed: int
-    num_threads: int | None
-    skip_tokenizer_init: bool
-    enable_prefix_caching: bool
-    num_speculative_tokens: int | None
-    generation_config: GenerationDefaults
 
 
 class LLM:

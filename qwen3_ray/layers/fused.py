@@ -17,15 +17,16 @@ from qwen3_ray.layers import numba_layers
 from qwen3_ray.layers.layer_stack import DenseLayer
 from qwen3_ray.layers.numba_layers import LayerShape, Scratch, StepRows
 from qwen3_ray.layers.packed import PackedMatrix
+from qwen3_ray.layers.quantized import QuantizedMatrix
 
 
 class PackedMatrices(NamedTuple):
-    """A layer's products, in their order."""
+    """A layer's products, in their order; quantised are all of a model's or none."""
 
-    qkv: PackedMatrix
-    o: PackedMatrix
-    gate_up: PackedMatrix
-    down: PackedMatrix
+    qkv: PackedMatrix | QuantizedMatrix
+    o: PackedMatrix | QuantizedMatrix
+    gate_up: PackedMatrix | QuantizedMatrix
+    down: PackedMatrix | QuantizedMatrix
 
 
 class FusedLayers:
@@ -92,6 +93,7 @@ class FusedLayers:
             scratch,
             wide_delta,
             self._shared,
+            True if isinstance(self._matrices[0].qkv, QuantizedMatrix) else None,
         )
         if sync[numba_layers.FAILED]:
             raise EngineError("another rank of the group is gone")
@@ -129,10 +131,16 @@ class FusedLayers:
         )
 
 
-def packed_matrices(layer: DenseLayer) -> PackedMatrices | None:
-    """Its products, if all of them are packed."""
+def packed_matrices(layers: Sequence[DenseLayer]) -> list[PackedMatrices] | None:
+    """Their products, if all of them are packed and none or all are quantised."""
+    products = [packed for layer in layers if (packed := _packed(layer)) is not None]
+    kinds = {type(matrix) for matrices in products for matrix in matrices}
+    return products if len(products) == len(layers) and len(kinds) == 1 else None
+
+
+def _packed(layer: DenseLayer) -> PackedMatrices | None:
     matrices = (layer.qkv_proj, layer.o_proj, layer.gate_up_proj, layer.down_proj)
-    packed = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
+    packed = [m for m in matrices if isinstance(m, PackedMatrix | QuantizedMatrix)]
     return PackedMatrices(*packed) if len(packed) == len(matrices) else None
 
 
@@ -141,5 +149,9 @@ def _columns(layer: DenseLayer, matrices: PackedMatrices) -> list[int]:
     vectors = (layer.input_norm, layer.qk_norm.q_weight, layer.qk_norm.k_weight, layer.post_norm)
     columns = [vector.data_ptr() for vector in vectors] + [0, 0]
     for matrix in matrices:
-        columns += [matrix.panels.ctypes.data, matrix.panels.shape[0], int(matrix.is_half)]
+        columns += [matrix.panels.ctypes.data, matrix.panels.shape[0]]
+        if isinstance(matrix, QuantizedMatrix):
+            columns += [0, matrix.scales.ctypes.data]
+        else:
+            columns += [int(matrix.is_half), 0]
     return columns

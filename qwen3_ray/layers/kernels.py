@@ -30,6 +30,9 @@ class Kernels(Protocol):
     def packer(self, *, halves: bool) -> Packer | None:
         """How these kernels want weights, in halves if they may; None: as they are."""
 
+    def quantizer(self) -> Packer | None:
+        """How these kernels quantise weights to eight bits; None if they cannot."""
+
     def fuse(
         self,
         layers: Sequence[DenseLayer],
@@ -89,6 +92,9 @@ class ReferenceKernels:
         self.add_weighted = moe.add_weighted
 
     def packer(self, *, halves: bool) -> None:
+        """See `Kernels`."""
+
+    def quantizer(self) -> None:
         """See `Kernels`."""
 
     def fuse(

@@ -57,8 +57,10 @@ class MatrixFormat:
     device: torch.device
     pack: Packer | None = None
     """How weights are packed; None if they are not."""
+    quantize: Packer | None = None
+    """How weights are quantised that may be; None if none is."""
 
-    def build(self, *weights: torch.Tensor) -> Matrix:
+    def build(self, *weights: torch.Tensor, may_quantize: bool = True) -> Matrix:
         """Take the rows of `weights`, one below the other, and keep nothing of their memory.
 
         Each is [its rows, in_features], on the CPU, in the checkpoint's dtype.
@@ -66,6 +68,8 @@ class MatrixFormat:
         Raises:
             ValueError: an element is NaN or infinite.
         """
+        if self.quantize is not None and may_quantize:
+            return self.quantize(*weights)
         if self.pack is not None:
             return self.pack(*weights)
         weight = torch.cat(weights).to(self.device, self.dtype)

@@ -21,6 +21,7 @@ from qwen3_ray.layers.layer_stack import DenseLayer
 from qwen3_ray.layers.linear import Packer
 from qwen3_ray.layers.moe import ExpertRows, Routing
 from qwen3_ray.layers.packed import PackedMatrix
+from qwen3_ray.layers.quantized import QuantizedMatrix
 from qwen3_ray.layers.rotary import QKNorm
 
 _SOFTMAX_OPERATIONS = 8  # of each expert, roughly
@@ -45,6 +46,10 @@ class NumbaKernels:
         check_features()
         return partial(PackedMatrix, pool=self._pool, halves=halves)
 
+    def quantizer(self) -> Packer:
+        """See `Kernels`."""
+        return partial(QuantizedMatrix, pool=self._pool)
+
     def fuse(
         self,
         layers: Sequence[DenseLayer],
@@ -54,9 +59,8 @@ class NumbaKernels:
         tp: TPGroup,
     ) -> FusedLayers | None:
         """See `Kernels`."""
-        shared = _shared_sum(tp)
-        matrices = [packed for layer in layers if (packed := packed_matrices(layer)) is not None]
-        if shared is None or len(matrices) < len(layers):
+        shared, matrices = _shared_sum(tp), packed_matrices(layers)
+        if shared is None or matrices is None:
             return None
         return FusedLayers(
             layers,

@@ -8,7 +8,7 @@ for bit.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,11 @@ COUNTERS_PER_LAYER = 5
 BARRIER, FAILED, FIRST_COUNTER = range(3)
 """Words of `sync`: what threads meet at; not 0 if a rank is lost; the counters."""
 
-# Columns of a layer in the table: addresses of vectors and caches, then three for each matrix.
+# Columns of a layer in the table: addresses of vectors and caches, then four for each matrix.
 INPUT_NORM, Q_NORM, K_NORM, POST_NORM, KEY_CACHE, VALUE_CACHE = range(6)
-QKV, OUT, GATE_UP, DOWN = range(6, 18, 3)
-_PANELS, _NUM_PANELS, _IS_HALF = range(3)
-NUM_COLUMNS = 18
+QKV, OUT, GATE_UP, DOWN = range(6, 22, 4)
+_PANELS, _NUM_PANELS, _IS_HALF, _SCALES = range(4)
+NUM_COLUMNS = 22
 
 
 class LayerShape(NamedTuple):
@@ -91,6 +91,7 @@ def run_layers(
     scratch: Scratch,
     delta: _Floats,
     shared: SharedSum,
+    quantized: Literal[True] | None,
 ) -> None:
     """Run all layers; afterwards the hidden states are `scratch.residual + delta`.
 
@@ -106,6 +107,7 @@ def run_layers(
         scratch: `residual` holds zeros, the rest anything.
         delta: [num_rows, at least hidden_size]: the embedded tokens, then the last layer's output.
         shared: of the ranks; its `size` is 1 if there is but one.
+        quantized: True if all matrices are bytes with scales, None if none is.
     """
     words = sync.ctypes.data
     num_rows, hidden_size = scratch.residual.shape
@@ -121,7 +123,7 @@ def run_layers(
         values = cache_at(columns[VALUE_CACHE], value_shape)
         _add_norm(part, num_parts, delta, columns[INPUT_NORM], shape, scratch)
         turn = _meet(words, num_parts, turn)
-        _product(num_parts, counter, columns[QKV:], hidden_size, scratch, scratch.qkv)
+        _product(num_parts, counter, columns[QKV:], hidden_size, scratch, scratch.qkv, quantized)
         turn = _meet(words, num_parts, turn)
         _rotate_and_write(part, num_parts, columns, keys, values, shape, rows, cos_sin, scratch)
         turn = _meet(words, num_parts, turn)
@@ -134,18 +136,22 @@ def run_layers(
         interleave(part, num_parts, attended, _padded(attended.shape[1]), scratch.tiles)
         turn = _meet(words, num_parts, turn)
         counter += _WORD_BYTES
-        _product(num_parts, counter, columns[OUT:], attended.shape[1], scratch, delta)
+        _product(num_parts, counter, columns[OUT:], attended.shape[1], scratch, delta, quantized)
         turn = _meet(words, num_parts, turn)
         turn = _sum(part, num_parts, words, turn, shared, delta)
         _add_norm(part, num_parts, delta, columns[POST_NORM], shape, scratch)
         turn = _meet(words, num_parts, turn)
         counter += _WORD_BYTES
-        _product(num_parts, counter, columns[GATE_UP:], hidden_size, scratch, scratch.gate_up)
+        _product(
+            num_parts, counter, columns[GATE_UP:], hidden_size, scratch, scratch.gate_up, quantized
+        )
         turn = _meet(words, num_parts, turn)
         _gate(part, num_parts, shape.intermediate_size, scratch)
         turn = _meet(words, num_parts, turn)
         counter += _WORD_BYTES
-        _product(num_parts, counter, columns[DOWN:], shape.intermediate_size, scratch, delta)
+        _product(
+            num_parts, counter, columns[DOWN:], shape.intermediate_size, scratch, delta, quantized
+        )
         turn = _meet(words, num_parts, turn)
         turn = _sum(part, num_parts, words, turn, shared, delta)
 
@@ -226,12 +232,19 @@ def _rotate_and_write(
 
 @callee
 def _product(
-    num_parts: int, counter: int, matrix: _Words, size: int, scratch: Scratch, out: _Floats
+    num_parts: int,
+    counter: int,
+    matrix: _Words,
+    size: int,
+    scratch: Scratch,
+    out: _Floats,
+    quantized: Literal[True] | None,
 ) -> None:
     """Take part in `out = scratch.tiles @ matrix`; the sums have `size` addends."""
     multiply(
         0, num_parts, counter, scratch.tiles.ctypes.data, out.shape[0], matrix[_PANELS],
         matrix[_NUM_PANELS], _padded(size), matrix[_IS_HALF] != 0, out.ctypes.data,
+        matrix[_SCALES], quantized,
     )  # fmt: skip
 
 

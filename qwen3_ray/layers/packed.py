@@ -16,7 +16,8 @@ from qwen3_ray.cpu.numba_tiles import LANES, UNROLL
 from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.layers import numba_linear, numba_packing
 
-_Element = TypeVar("_Element", np.uint16, np.float32)
+_Element = TypeVar("_Element", np.uint16, np.float32, np.int8)
+_Panel = TypeVar("_Panel", np.uint16, np.float32)
 
 MAX_ROUNDING = 1e-5
 """Largest norm of what rounding to float16 changes, relative to the norm of the tensor."""
@@ -41,7 +42,7 @@ class PackedMatrix:
         self.out_features = sum(weight.shape[0] for weight in weights)
         self.in_features = weights[0].shape[1]
         self._pool = pool
-        rows = _whole_panels(weights)
+        rows = whole_panels(weights)
         self.panels: numba_packing.Panels
         """[num_panels, k, 8], see `numba_linear`."""
         self.is_half = False
@@ -58,26 +59,44 @@ class PackedMatrix:
 
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [num_rows, in_features] -> contiguous [num_rows, out_features]."""
-        num_rows = x.shape[0]
-        num_panels, k, _ = self.panels.shape
-        out = torch.empty(num_rows, self.width)
-        if num_rows > 0:
-            tiles = np.empty(num_rows * k, np.float32)
-            self._pool.run(numba_linear.interleave, tiles.size, x.contiguous().numpy(), k, tiles)
-            counter = np.zeros(1, np.int64)
-            self._pool.run(
-                numba_linear.multiply,
-                2 * num_rows * self.panels.size,
-                counter.ctypes.data,
-                tiles.ctypes.data,
-                num_rows,
-                self.panels.ctypes.data,
-                num_panels,
-                k,
-                self.is_half,
-                out.data_ptr(),
-            )
+        out = multiply(x, self.panels, self._pool, half=self.is_half)
         return out[:, : self.out_features].contiguous()
+
+
+def multiply(
+    x: torch.Tensor,
+    panels: npt.NDArray[np.generic],
+    pool: ThreadPool,
+    *,
+    half: bool = False,
+    scales: npt.NDArray[np.float32] | None = None,
+) -> torch.Tensor:
+    """float32 [num_rows, in_features] -> [num_rows, num_panels * 8]; see `numba_linear.multiply`.
+
+    With `scales` the panels are bytes.
+    """
+    num_rows = x.shape[0]
+    num_panels, k, _ = panels.shape
+    out = torch.empty(num_rows, num_panels * LANES)
+    if num_rows > 0:
+        tiles = np.empty(num_rows * k, np.float32)
+        pool.run(numba_linear.interleave, tiles.size, x.contiguous().numpy(), k, tiles)
+        counter = np.zeros(1, np.int64)
+        pool.run(
+            numba_linear.multiply,
+            2 * num_rows * panels.size,
+            counter.ctypes.data,
+            tiles.ctypes.data,
+            num_rows,
+            panels.ctypes.data,
+            num_panels,
+            k,
+            half,
+            out.data_ptr(),
+            0 if scales is None else scales.ctypes.data,
+            None if scales is None else True,
+        )
+    return out
 
 
 def as_array(weight: torch.Tensor) -> numba_packing.Weight:
@@ -95,7 +114,7 @@ def new_panels(num_outputs: int, width: int, dtype: type[_Element]) -> npt.NDArr
     return huge_pages.zeros((num_panels, -(-width // UNROLL) * UNROLL, LANES), dtype)
 
 
-def _whole_panels(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+def whole_panels(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """The same rows in parts that each fill panels; only uneven ones are copied for it."""
     if all(weight.shape[0] % LANES == 0 for weight in weights):
         return weights
@@ -104,8 +123,8 @@ def _whole_panels(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 
 
 def _pack(
-    weights: Sequence[torch.Tensor], dtype: type[_Element], pool: ThreadPool
-) -> tuple[npt.NDArray[_Element], bool]:
+    weights: Sequence[torch.Tensor], dtype: type[_Panel], pool: ThreadPool
+) -> tuple[npt.NDArray[_Panel], bool]:
     """Panels, and whether `dtype` holds the weight as well as sums need it."""
     num_outputs, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     panels = new_panels(num_outputs, width, dtype)
@@ -113,11 +132,11 @@ def _pack(
     first = 0
     for weight in weights:
         last = first + weight.shape[0] // LANES
-        flat, stride = _flat(weight)
+        rows, stride = flat_rows(weight)
         pool.run(
             numba_packing.pack,
             weight.numel(),
-            flat,
+            rows,
             width,
             stride,
             panels[first:last],
@@ -130,7 +149,7 @@ def _pack(
     return panels, changed <= MAX_ROUNDING**2 * total
 
 
-def _flat(weight: torch.Tensor) -> tuple[numba_packing.Weight, int]:
+def flat_rows(weight: torch.Tensor) -> tuple[numba_packing.Weight, int]:
     """The elements from the first row's first to the last row's last, and the rows' distance."""
     num_rows, width = weight.shape
     if num_rows == 0 or weight.stride(1) != 1:

@@ -132,7 +132,8 @@ class ModelBuilder:
             )
         span, whole = self.shard.experts, Span(0, moe.moe_intermediate_size)
         return SparseMLP(
-            gate=self._matrix(self.reader.whole(f"{prefix}.gate.weight")),
+            # Small, and a change in it may send a row to other experts.
+            gate=self._matrix(self.reader.whole(f"{prefix}.gate.weight"), may_quantize=False),
             experts=[
                 Expert(*self._swiglu(f"{prefix}.experts.{index}", whole))
                 for index in range(span.start, span.stop)
@@ -156,13 +157,15 @@ class ModelBuilder:
         _check(part)
         return part.tensor.to(self.matrices.device, self.matrices.dtype, copy=True)
 
-    def _matrix(self, *parts: Slice, padding: torch.Tensor | None = None) -> Matrix:
+    def _matrix(
+        self, *parts: Slice, padding: torch.Tensor | None = None, may_quantize: bool = True
+    ) -> Matrix:
         """The rows of `parts`, and of `padding`, one below the other."""
         for part in parts:
             part.prefetch()
         weights = [part.tensor for part in parts] + ([] if padding is None else [padding])
         try:
-            matrix = self.matrices.build(*weights)
+            matrix = self.matrices.build(*weights, may_quantize=may_quantize)
         except ValueError:
             for part in parts:
                 _check(part)

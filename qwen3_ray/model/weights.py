@@ -38,7 +38,8 @@ def load_model(
     """Build this rank's share of the model from `engine_config.model_dir`.
 
     Args:
-        engine_config: model_dir, dtype, kv_cache_dtype and max_model_len are read.
+        engine_config: model_dir, dtype, quantization, kv_cache_dtype and max_model_len are
+            read.
         model_config: what config.json said.
         tp: this rank's group; no collective is called here.
         on_progress: called with (bytes done, bytes in all) of this rank's tensors.
@@ -47,7 +48,7 @@ def load_model(
 
     Raises:
         CheckpointError: a file or tensor is missing, damaged or does not fit `model_config`.
-        ConfigError: dtype, kv_cache_dtype or tensor_parallel_size cannot work.
+        ConfigError: dtype, quantization, kv_cache_dtype or tensor_parallel_size cannot work.
     """
     model_config.check_tensor_parallel(tp.size)
     device = device or torch.device("cpu")
@@ -88,6 +89,14 @@ def _matrix_format(
     kernels: Kernels,
 ) -> MatrixFormat:
     dtype, kv_dtype = engine_config.dtype, engine_config.kv_cache_dtype
+    quantize = kernels.quantizer() if engine_config.quantization == "int8" else None
+    if engine_config.quantization != "none" and quantize is None:
+        raise ConfigError(
+            "quantization",
+            engine_config.quantization,
+            f"int8 weights are for the CPU's kernels: those here are {kernels.name}, "
+            f"on {device.type}",
+        )
     if device.type != "cpu":
         name = model_config.dtype if dtype == "auto" else dtype
         return MatrixFormat(getattr(torch, name), device)
@@ -100,4 +109,4 @@ def _matrix_format(
         )
     if kv_dtype not in {"auto", "float32"}:
         raise ConfigError("kv_cache_dtype", kv_dtype, "on CPU only auto and float32 are served")
-    return MatrixFormat(torch.float32, device, kernels.packer(halves=dtype == "auto"))
+    return MatrixFormat(torch.float32, device, kernels.packer(halves=dtype == "auto"), quantize)
