@@ -48,7 +48,6 @@ class SequenceCache:
             seq_lens=torch.tensor([s + n for _, s, n in chunks], dtype=torch.int32),
             block_tables=tables,
             slot_mapping=torch.cat(slots).int(),
-            num_tokens=starts[-1],
             block_size=BLOCK_SIZE,
         )
 

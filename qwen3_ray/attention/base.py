@@ -96,18 +96,16 @@ class AttentionMetadata:
 
     Rows of one sequence are consecutive and are its last tokens: sequence `i` owns the rows
     `query_start_loc[i] : query_start_loc[i + 1]` and its last row has position `seq_lens[i] - 1`.
-    Rows from `num_tokens` on are padding: nothing is written for them, their attention is zero.
     """
 
     query_start_loc: torch.Tensor
-    """[num_seqs + 1], starts with 0, ends with `num_tokens`."""
+    """[num_seqs + 1], starts with 0, ends with `num_rows`."""
     seq_lens: torch.Tensor
     """[num_seqs], tokens of the sequence up to and with this step's rows."""
     block_tables: torch.Tensor
     """[num_seqs, max_blocks]; block `j` holds the positions `j * block_size` and on."""
     slot_mapping: torch.Tensor
-    """[num_rows], `block_id * block_size + offset` of each row; -1 for padding."""
-    num_tokens: int
+    """[num_rows], `block_id * block_size + offset` of each row."""
     block_size: int
 
 

@@ -30,7 +30,7 @@ class NumbaPagedAttention:
             cache.key.numpy(),
             cache.value.numpy(),
             metadata.slot_mapping.numpy(),
-            metadata.num_tokens,
+            k.shape[0],
         )
 
     def attend(self, q: torch.Tensor, cache: KVCache, metadata: AttentionMetadata) -> torch.Tensor:
@@ -47,7 +47,7 @@ class NumbaPagedAttention:
             metadata.query_start_loc.numpy(),
             metadata.seq_lens.numpy(),
             metadata.block_tables.numpy(),
-            metadata.num_tokens,
+            q.shape[0],
             numba_attention.score_scale(q.shape[2]),
             out.numpy(),
         )

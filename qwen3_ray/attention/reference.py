@@ -16,11 +16,10 @@ class ReferenceAttention:
         self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, metadata: AttentionMetadata
     ) -> None:
         """See `AttentionBackend`."""
-        slots = metadata.slot_mapping[: metadata.num_tokens].long()
+        slots = metadata.slot_mapping.long()
         blocks, offsets = slots // metadata.block_size, slots % metadata.block_size
         key_lanes, value_lanes = cache.key.shape[-1], cache.value.shape[-1]
-        keys = k[: metadata.num_tokens].to(cache.key.dtype)
-        values = v[: metadata.num_tokens].to(cache.value.dtype)
+        keys, values = k.to(cache.key.dtype), v.to(cache.value.dtype)
         cache.key[blocks, :, offsets // key_lanes, :, offsets % key_lanes] = keys
         cache.value[blocks, :, :, offsets] = values.view(*values.shape[:2], -1, value_lanes)
 

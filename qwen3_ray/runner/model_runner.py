@@ -37,7 +37,6 @@ class ModelRunner:
             seq_lens=self._to_device(arrays.seq_lens),
             block_tables=self._to_device(arrays.block_tables),
             slot_mapping=self._to_device(arrays.slot_mapping),
-            num_tokens=arrays.num_tokens,
             block_size=self._block_size,
         )
         hidden = self._model.forward(

@@ -56,10 +56,7 @@ def make_cache(
 
 
 def make_metadata(
-    sequences: list[tuple[int, int]],
-    num_blocks: int,
-    num_padding: int = 0,
-    block_size: int = BLOCK_SIZE,
+    sequences: list[tuple[int, int]], num_blocks: int, block_size: int = BLOCK_SIZE
 ) -> AttentionMetadata:
     """Each sequence is (tokens in all, rows of this step); blocks are scattered."""
     needed = [-(-seq_len // block_size) for seq_len, _ in sequences]
@@ -72,13 +69,11 @@ def make_metadata(
         positions = torch.arange(seq_len - num_rows, seq_len)
         slots.append(tables[i][positions // block_size] * block_size + positions % block_size)
         starts.append(starts[-1] + num_rows)
-    slots.append(torch.full((num_padding,), -1))
     return AttentionMetadata(
         query_start_loc=torch.tensor(starts, dtype=torch.int32),
         seq_lens=torch.tensor([seq_len for seq_len, _ in sequences], dtype=torch.int32),
         block_tables=tables,
         slot_mapping=torch.cat(slots).int(),
-        num_tokens=starts[-1],
         block_size=block_size,
     )
 
@@ -94,7 +89,6 @@ def make_metadata(
     group=st.sampled_from([1, 2, 3, 4, 5]),
     head_dim=st.sampled_from([16, 32, 48, 128]),
     block_size=st.sampled_from([16, 32, 48]),
-    num_padding=st.integers(0, 3),
 )
 def test_attention_equals_the_oracle(
     backend: NumbaPagedAttention,
@@ -103,28 +97,26 @@ def test_attention_equals_the_oracle(
     group: int,
     head_dim: int,
     block_size: int,
-    num_padding: int,
 ) -> None:
     cache = make_cache(28, num_kv_heads, head_dim, block_size)
-    metadata = make_metadata(sequences, 28, num_padding, block_size)
-    q = torch.randn(metadata.num_tokens + num_padding, num_kv_heads * group, head_dim)
+    metadata = make_metadata(sequences, 28, block_size)
+    q = torch.randn(len(metadata.slot_mapping), num_kv_heads * group, head_dim)
     expected = ReferenceAttention().attend(q, cache, metadata)
     torch.testing.assert_close(backend.attend(q, cache, metadata), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", [NumbaPagedAttention(ThreadPool(2)), ReferenceAttention()])
-def test_padding_is_zero_and_not_written(attention: AttentionBackend) -> None:
-    metadata = make_metadata([(70, 35)], 4, num_padding=2)
+def test_rows_are_written_to_their_slots_and_nowhere_else(attention: AttentionBackend) -> None:
+    metadata = make_metadata([(70, 35)], 4)
     cache = make_cache(4, 2, 16)
     all_blocks = torch.arange(4)
     before = read_blocks(cache, all_blocks)
-    k, v = torch.randn(2, 37, 2, 16)
+    k, v = torch.randn(2, 35, 2, 16)
     attention.write_kv(k, v, cache, metadata)
     for was, now, rows in zip(before, read_blocks(cache, all_blocks), (k, v), strict=True):
         expected = was.clone()  # [num_kv_heads, num_blocks * block_size, head_dim]
-        expected[:, metadata.slot_mapping[:35].long()] = rows[:35].transpose(0, 1)
+        expected[:, metadata.slot_mapping.long()] = rows.transpose(0, 1)
         assert torch.equal(now, expected)
-    assert not attention.attend(torch.randn(37, 4, 16), cache, metadata)[35:].any()
 
 
 def test_large_scores_neither_overflow_nor_vanish(backend: NumbaPagedAttention) -> None:
@@ -170,7 +162,6 @@ def test_bits_do_not_depend_on_rows_beside_or_threads(group: int) -> None:
             query_start_loc=torch.tensor([0, 1], dtype=torch.int32),
             seq_lens=torch.tensor([position + 1], dtype=torch.int32),
             block_tables=whole.block_tables[:1],
-            num_tokens=1,
         )
         row = NumbaPagedAttention(ThreadPool(2)).attend(
             q[position : position + 1].contiguous(), cache, alone
@@ -193,7 +184,6 @@ def test_the_oracle_itself_depends_on_the_batch() -> None:
                 whole,
                 query_start_loc=torch.tensor([0, 1], dtype=torch.int32),
                 seq_lens=torch.tensor([p + 1], dtype=torch.int32),
-                num_tokens=1,
             ),
         )
         for p in range(num_tokens)
