@@ -51,7 +51,11 @@ class DeployConfig(BaseModel):
         None, ge=1, description="Longest prompt plus output, in tokens; default: the model's"
     )
     max_num_seqs: int = Field(256, ge=1, description="Sequences in one step of a replica")
-    max_num_batched_tokens: int = Field(2048, ge=1, description="Tokens in one step of a replica")
+    max_num_batched_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens in one step of a replica; default: 256 on CPU, 2048 on CUDA",
+    )
     kv_cache_memory: int | None = Field(
         None, ge=1, description="Bytes of KV cache on each rank; default: from the free memory"
     )

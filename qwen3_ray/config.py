@@ -24,6 +24,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "generation_config": get_args(GenerationDefaults),
 }
 
+_STEP_TOKENS_ON_CPU, _STEP_TOKENS_ON_CUDA = 256, 2_048
+
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo-model"
 
 
@@ -50,7 +52,8 @@ class EngineConfig:
     max_model_len: int | None = None
     """Longest prompt plus output in tokens; None for the model's own limit."""
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2_048
+    max_num_batched_tokens: int | None = None
+    """Tokens in one step; None for 256 on CPU and 2,048 on CUDA, and at least `max_num_seqs`."""
     kv_cache_memory: int | None = None
     """Bytes of KV cache on each rank; None to derive it from the free memory."""
     block_size: int | None = None
@@ -71,21 +74,36 @@ class EngineConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(name, getattr(self, name), f"must be one of {', '.join(choices)}")
-        for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
+        for name in ("tensor_parallel_size", "max_num_seqs"):
             _at_least_one(name, getattr(self, name))
-        for name in ("max_model_len", "kv_cache_memory", "block_size", "num_threads"):
+        for name in (
+            "max_num_batched_tokens",
+            "max_model_len",
+            "kv_cache_memory",
+            "block_size",
+            "num_threads",
+        ):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
         if self.num_speculative_tokens is not None and not 0 <= self.num_speculative_tokens <= 16:
             raise ConfigError(
                 "num_speculative_tokens", self.num_speculative_tokens, "must be from 0 to 16"
             )
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if (self.max_num_batched_tokens or self.max_num_seqs) < self.max_num_seqs:
             raise ConfigError(
                 "max_num_batched_tokens",
                 self.max_num_batched_tokens,
                 f"must be at least max_num_seqs = {self.max_num_seqs}",
             )
+
+    def num_tokens_of_a_step(self, device_type: str) -> int:
+        """Most tokens in one step on "cpu" or "cuda".
+
+        A CPU computes 256 rows nearly as fast, each, as thousands, and a step is as long as a
+        running stream may have to wait.
+        """
+        default = _STEP_TOKENS_ON_CPU if device_type == "cpu" else _STEP_TOKENS_ON_CUDA
+        return self.max_num_batched_tokens or max(default, self.max_num_seqs)
 
 
 def _at_least_one(name: str, value: int) -> None:

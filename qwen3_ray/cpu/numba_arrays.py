@@ -36,3 +36,12 @@ def floats_at(address: int, size: int) -> _Floats:
 def cache_at(address: int, shape: tuple[int, int, int, int, int]) -> _Floats:
     """float32 of five dimensions at `address`, contiguous."""
     return carray(_pointer(address), shape, np.float32)
+
+
+@callee
+def address_of(array: npt.NDArray[np.generic]) -> int:
+    """Where an array begins, as the signed number that addresses from Python are.
+
+    One type for both: a kernel is compiled for each type that it is called with.
+    """
+    return int(np.int64(array.ctypes.data))

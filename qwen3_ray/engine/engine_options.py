@@ -25,7 +25,7 @@ class EngineOptions(TypedDict, total=False):
     numerics: Numerics
     max_model_len: int | None
     max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_batched_tokens: int | None
     kv_cache_memory: int | None
     block_size: int | None
     seed: int

@@ -86,7 +86,7 @@ def build_engine(
         executor,
         _engine_info(config, rank),
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.num_tokens_of_a_step(rank.device.type),
         enable_prefix_caching=config.enable_prefix_caching,
         num_speculative_tokens=_num_speculative_tokens(config, rank),
         grammars=grammars,

@@ -150,12 +150,13 @@ def choose_kv_layout(
     )
 
 
-def largest_step(config: EngineConfig, max_model_len: int) -> LargestStep:
+def largest_step(config: EngineConfig, max_model_len: int, device: torch.device) -> LargestStep:
     """The most that the scheduler asks of one step."""
+    num_tokens = config.num_tokens_of_a_step(device.type)
     num_logits = config.max_num_seqs + MAX_DECODE_ROWS + PROMPT_LOGPROB_ROWS
     return LargestStep(
-        num_tokens=config.max_num_batched_tokens,
-        num_logits=min(num_logits, config.max_num_batched_tokens),
+        num_tokens=num_tokens,
+        num_logits=min(num_logits, num_tokens),
         max_model_len=max_model_len,
     )
 
@@ -174,7 +175,9 @@ def _agree_on_num_blocks(
         budget = MemoryBudget(config.kv_cache_memory, config.kv_cache_memory)
     else:
         with group_errors("a trial step failed"):
-            own = measure_step_bytes(model, layout, largest_step(config, max_model_len))
+            own = measure_step_bytes(
+                model, layout, largest_step(config, max_model_len, model.device)
+            )
         step_bytes = max(control.values_of_ranks(own))  # and no rank is in its trial any more
         budget = memory_budget(
             model.device, num_local_ranks=config.tensor_parallel_size, step_bytes=step_bytes

@@ -119,6 +119,7 @@ class FusedLayers:
         longest = max(matrix.panels.shape[1] for matrix in matrices)
         q_shape = (num_rows, shape.num_heads, shape.head_dim)
         kv_shape = (num_rows, shape.num_kv_heads, shape.head_dim)
+        attended = np.empty(q_shape, np.float32)
         return Scratch(
             residual=np.zeros((num_rows, shape.hidden_size), np.float32),
             tiles=np.empty(num_rows * longest, np.float32),
@@ -126,7 +127,8 @@ class FusedLayers:
             q=np.empty(q_shape, np.float32),
             k=np.empty(kv_shape, np.float32),
             v=np.empty(kv_shape, np.float32),
-            attended=np.empty(q_shape, np.float32),
+            attended=attended,
+            flat_attended=attended.reshape(num_rows, -1),
             gate_up=np.empty((num_rows, matrices.gate_up.width), np.float32),
         )
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from qwen3_ray.attention.numba_attention import attend, write_kv
 from qwen3_ray.cpu.compiler import njit
-from qwen3_ray.cpu.numba_arrays import cache_at, floats_at
+from qwen3_ray.cpu.numba_arrays import address_of, cache_at, floats_at
 from qwen3_ray.cpu.numba_callee import callee
 from qwen3_ray.cpu.numba_sync import atomic_add, atomic_load, atomic_store, relax
 from qwen3_ray.cpu.numba_tiles import LANES, UNROLL
@@ -75,6 +75,8 @@ class Scratch(NamedTuple):
     k: _Floats
     v: _Floats
     attended: _Floats
+    flat_attended: _Floats
+    """The same memory, [num_rows, num_heads * head_dim]."""
     gate_up: _Floats
 
 
@@ -109,12 +111,12 @@ def run_layers(
         shared: of the ranks; its `size` is 1 if there is but one.
         quantized: True if all matrices are bytes with scales, None if none is.
     """
-    words = sync.ctypes.data
+    words = address_of(sync)
     num_rows, hidden_size = scratch.residual.shape
     heads = (num_blocks, shape.num_kv_heads)
     key_shape = (*heads, shape.block_size // LANES, shape.head_dim, LANES)
     value_shape = (*heads, shape.head_dim // LANES, shape.block_size, LANES)
-    attended = scratch.attended.reshape((num_rows, shape.num_heads * shape.head_dim))
+    attended = scratch.flat_attended
     turn = 0
     for layer in range(table.shape[0]):
         columns = table[layer]
@@ -123,7 +125,9 @@ def run_layers(
         values = cache_at(columns[VALUE_CACHE], value_shape)
         _add_norm(part, num_parts, delta, columns[INPUT_NORM], shape, scratch)
         turn = _meet(words, num_parts, turn)
-        _product(num_parts, counter, columns[QKV:], hidden_size, scratch, scratch.qkv, quantized)
+        _product(
+            part, num_parts, counter, columns[QKV:], hidden_size, scratch, scratch.qkv, quantized
+        )
         turn = _meet(words, num_parts, turn)
         _rotate_and_write(part, num_parts, columns, keys, values, shape, rows, cos_sin, scratch)
         turn = _meet(words, num_parts, turn)
@@ -136,21 +140,37 @@ def run_layers(
         interleave(part, num_parts, attended, _padded(attended.shape[1]), scratch.tiles)
         turn = _meet(words, num_parts, turn)
         counter += _WORD_BYTES
-        _product(num_parts, counter, columns[OUT:], attended.shape[1], scratch, delta, quantized)
+        _product(
+            part, num_parts, counter, columns[OUT:], attended.shape[1], scratch, delta, quantized
+        )
         turn = _meet(words, num_parts, turn)
         turn = _sum(part, num_parts, words, turn, shared, delta)
         _add_norm(part, num_parts, delta, columns[POST_NORM], shape, scratch)
         turn = _meet(words, num_parts, turn)
         counter += _WORD_BYTES
         _product(
-            num_parts, counter, columns[GATE_UP:], hidden_size, scratch, scratch.gate_up, quantized
+            part,
+            num_parts,
+            counter,
+            columns[GATE_UP:],
+            hidden_size,
+            scratch,
+            scratch.gate_up,
+            quantized,
         )
         turn = _meet(words, num_parts, turn)
         _gate(part, num_parts, shape.intermediate_size, scratch)
         turn = _meet(words, num_parts, turn)
         counter += _WORD_BYTES
         _product(
-            num_parts, counter, columns[DOWN:], shape.intermediate_size, scratch, delta, quantized
+            part,
+            num_parts,
+            counter,
+            columns[DOWN:],
+            shape.intermediate_size,
+            scratch,
+            delta,
+            quantized,
         )
         turn = _meet(words, num_parts, turn)
         turn = _sum(part, num_parts, words, turn, shared, delta)
@@ -232,6 +252,7 @@ def _rotate_and_write(
 
 @callee
 def _product(
+    part: int,
     num_parts: int,
     counter: int,
     matrix: _Words,
@@ -242,8 +263,8 @@ def _product(
 ) -> None:
     """Take part in `out = scratch.tiles @ matrix`; the sums have `size` addends."""
     multiply(
-        0, num_parts, counter, scratch.tiles.ctypes.data, out.shape[0], matrix[_PANELS],
-        matrix[_NUM_PANELS], _padded(size), matrix[_IS_HALF] != 0, out.ctypes.data,
+        part, num_parts, counter, address_of(scratch.tiles), out.shape[0], matrix[_PANELS],
+        matrix[_NUM_PANELS], _padded(size), matrix[_IS_HALF] != 0, address_of(out),
         matrix[_SCALES], quantized,
     )  # fmt: skip
 
@@ -255,6 +276,6 @@ def _sum(
     """Add up the ranks' outputs. With a rank lost, the step is finished with wrong numbers."""
     if shared.size == 1:
         return turn
-    if not sum_over_ranks(part, num_parts, shared, delta.ctypes.data, delta.size):
+    if not sum_over_ranks(part, num_parts, shared, address_of(delta), delta.size):
         atomic_store(words + FAILED * _WORD_BYTES, 1)
     return _meet(words, num_parts, turn)

@@ -104,7 +104,7 @@ def _emit_loop(
     sums = [builder.phi(_lanes(_DOUBLE)) for _ in range(2)]
     values = ir.Constant(_lanes(rows[0].type.pointee), ir.Undefined)
     for lane, row in enumerate(rows):
-        value = builder.load(builder.gep(row, [index]))
+        value = builder.load(builder.gep(row, [index]), align=1)  # files align nothing
         values = builder.insert_element(values, value, _I32(lane))
     packed, *parts = _round(builder, values, panel.type.pointee)
     builder.store(packed, builder.gep(panel, [index]), align=_HALF_BYTES)

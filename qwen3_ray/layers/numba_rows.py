@@ -72,16 +72,20 @@ def qk_norm_rope(
     num_heads, num_kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
     start, stop = _rows(qkv.shape[0], part, num_parts)
     for row in range(start, stop):
-        num_all = num_heads + 2 * num_kv_heads
-        heads = qkv[row, : num_all * head_dim].reshape((num_all, head_dim))
-        angles = cos_sin[positions[row]]
+        # Slices: a reshape takes seconds to compile.
+        queries, angles = qkv[row], cos_sin[positions[row]]
+        keys = queries[num_heads * head_dim :]
+        values = keys[num_kv_heads * head_dim :]
         for head in range(num_heads):
-            _normalise(heads[head], q_weight, eps, q[row, head])
+            _normalise(
+                queries[head * head_dim : (head + 1) * head_dim], q_weight, eps, q[row, head]
+            )
             _rotate(q[row, head], angles)
         for head in range(num_kv_heads):
-            _normalise(heads[num_heads + head], k_weight, eps, k[row, head])
+            _normalise(keys[head * head_dim : (head + 1) * head_dim], k_weight, eps, k[row, head])
             _rotate(k[row, head], angles)
-            v[row, head] = heads[num_heads + num_kv_heads + head]
+            for i in range(head_dim):
+                v[row, head, i] = values[head * head_dim + i]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -87,13 +87,10 @@ class WeightReader:
         return Slice(tensor, stored, self._mappings[stored.file])
 
     def _map(self, stored: StoredTensor) -> torch.Tensor:
-        """The whole tensor in its mapping; a copy if the file does not align its elements."""
-        source: mmap.mmap | bytearray = self._mappings[stored.file]
-        offset, item = stored.offset, self.dtype.itemsize
-        if offset % item:
-            source, offset = bytearray(source[offset : offset + stored.num_bytes]), 0
-        count = stored.num_bytes // item
-        flat = torch.frombuffer(source, dtype=self.dtype, count=count, offset=offset)
+        """The whole tensor in its mapping."""
+        count = stored.num_bytes // self.dtype.itemsize
+        mapping = self._mappings[stored.file]
+        flat = torch.frombuffer(mapping, dtype=self.dtype, count=count, offset=stored.offset)
         return flat.reshape(stored.shape)
 
 

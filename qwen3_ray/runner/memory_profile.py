@@ -56,9 +56,11 @@ def measure_step_bytes(model: Qwen3ForCausalLM, layout: KVLayout, largest: Large
     num_rows = min(largest.num_tokens, _MAX_CPU_ROWS)
     num_logits = min(largest.num_logits, _num_telling_logits(model.config.vocab_size))
     probe.measure(1, 1)  # compiles the kernels, whose code is no activation
-    of_rows = probe.measure(num_rows, 1) * largest.num_tokens / num_rows
-    of_logits = probe.measure(num_logits, num_logits) * largest.num_logits / num_logits
-    return int(of_rows + of_logits)
+    of_rows = probe.measure(num_rows, 1)
+    of_logits = max(0, probe.measure(num_rows, num_logits) - of_rows)
+    return int(
+        of_rows * largest.num_tokens / num_rows + of_logits * largest.num_logits / num_logits
+    )
 
 
 def _measure_on_gpu(probe: _Probe, largest: LargestStep) -> int:

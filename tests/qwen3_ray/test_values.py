@@ -217,6 +217,23 @@ def test_a_step_must_have_room_for_every_sequence() -> None:
         EngineConfig(model_dir=DEMO_MODEL_DIR, max_num_seqs=64, max_num_batched_tokens=63)
 
 
+@pytest.mark.parametrize(
+    ("device_type", "settings", "expected"),
+    [
+        ("cpu", {}, 256),
+        ("cuda", {}, 2_048),
+        ("cpu", {"max_num_seqs": 300}, 300),
+        ("cpu", {"max_num_seqs": 3}, 256),
+        ("cuda", {"max_num_batched_tokens": 512}, 512),
+    ],
+)
+def test_a_steps_tokens_follow_from_the_device(
+    device_type: str, settings: dict[str, int], expected: int
+) -> None:
+    config = EngineConfig(model_dir=DEMO_MODEL_DIR, **settings)  # type: ignore[arg-type]
+    assert config.num_tokens_of_a_step(device_type) == expected
+
+
 VALUES = [
     EngineConfig(model_dir=DEMO_MODEL_DIR, block_size=16),
     SamplingParams(temperature=0.5, stop=["a"], seed=-3),

@@ -47,7 +47,7 @@ def assert_holds(matrix: PackedMatrix, weights: Sequence[torch.Tensor]) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    counts=st.lists(st.integers(0, 3).map(lambda n: 8 * n) | st.integers(0, 40), max_size=4),
+    counts=st.lists(st.sampled_from([0, 8, 24]), max_size=4) | st.lists(st.integers(0, 40)),
     width=st.integers(1, 30),
     apart=st.integers(0, 5),
     dtype=st.sampled_from(DTYPES),
@@ -58,7 +58,7 @@ def test_rows_of_all_parts_follow_each_other(
 ) -> None:
     """Parts of whole panels are read in place; what lies between their rows is never looked at."""
     weights = []
-    for index, count in enumerate([*counts, 1]):
+    for index, count in enumerate([*counts, 8]):
         wide = torch.full((count, width + apart), float("nan"), dtype=dtype)
         wide[:, :width] = random(count + index, width)[index:]
         weights.append(wide[:, :width])

@@ -142,9 +142,10 @@ def mapped_bytes(file: Path) -> int:
     return 1024 * sum(map(int, found))
 
 
-def test_only_the_embedding_stays_in_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_embedding_stays_in_its_file(tied: bool, tmp_path: Path) -> None:
     """Of a checkpoint in shards, whose pages are given back once a tensor is packed."""
-    config = replace(TINY_MODEL, vocab_size=8_000, tie_word_embeddings=True)
+    config = replace(TINY_MODEL, vocab_size=8_000, tie_word_embeddings=tied)
     model_dir = make_checkpoint(tmp_path / "model", config, num_shards=30)
     model = load(model_dir)
     table = model._embedding.table

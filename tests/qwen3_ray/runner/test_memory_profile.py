@@ -74,7 +74,7 @@ def test_more_tokens_in_a_step_leave_fewer_blocks_where_memory_is_the_limit(
         config = engine_config(
             DEMO_MODEL_DIR, max_num_batched_tokens=max_num_batched_tokens, max_num_seqs=64
         )
-        taken = measure_step_bytes(model, layout, largest_step(config, 4_096))
+        taken = measure_step_bytes(model, layout, largest_step(config, 4_096, torch.device("cpu")))
         budget = host_budget(1_000 * MIB, step_bytes=taken)
         num_blocks.append(choose_num_blocks(layout, budget, max_model_len=4_096, max_num_seqs=64))
     assert num_blocks[0] > num_blocks[1] > num_blocks[2] > 0
@@ -106,9 +106,11 @@ def test_few_rows_of_one_layer_foretell_a_large_step_of_the_whole_model(
 
 def test_the_most_that_a_step_may_be_asked_for_follows_from_the_settings() -> None:
     def of(**changes: object) -> LargestStep:
-        return largest_step(engine_config(DEMO_MODEL_DIR, **changes), 500)
+        return largest_step(engine_config(DEMO_MODEL_DIR, **changes), 500, torch.device("cpu"))
 
-    assert of() == LargestStep(num_tokens=2_048, num_logits=256 + 8 + 128, max_model_len=500)
+    assert of(max_num_seqs=64) == LargestStep(
+        num_tokens=256, num_logits=64 + 8 + 128, max_model_len=500
+    )
     assert of(max_num_seqs=8, max_num_batched_tokens=100).num_logits == 100
 
 
