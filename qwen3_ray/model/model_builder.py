@@ -161,8 +161,6 @@ class ModelBuilder:
         self, *parts: Slice, padding: torch.Tensor | None = None, may_quantize: bool = True
     ) -> Matrix:
         """The rows of `parts`, and of `padding`, one below the other."""
-        for part in parts:
-            part.prefetch()
         weights = [part.tensor for part in parts] + ([] if padding is None else [padding])
         try:
             matrix = self.matrices.build(*weights, may_quantize=may_quantize)

@@ -34,17 +34,10 @@ class Slice:
 
     def release(self) -> None:
         """Give back the memory of the whole tensor's pages; what is used again is read again."""
-        self._advise(mmap.MADV_DONTNEED)
-
-    def prefetch(self) -> None:
-        """Let the system read the tensor ahead, if it is not in memory."""
-        self._advise(mmap.MADV_WILLNEED)
-
-    def _advise(self, advice: int) -> None:
         start = self.stored.offset // mmap.PAGESIZE * mmap.PAGESIZE
         size = self.stored.offset + self.stored.num_bytes - start
         if size > 0:
-            self._mapping.madvise(advice, start, size)
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, size)
 
 
 class WeightReader:
