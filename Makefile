@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := qwen3_ray cluster tests examples benchmarks
 
-.PHONY: setup serve fmt lint type imports test test-fault test-4b gpu-test protos protos-check check bench bench-peers clean
+.PHONY: setup serve fmt lint type imports test test-fault test-4b gpu-test protos protos-check check bench bench-peers bench-check clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,9 @@ bench: $(STAMP)
 
 bench-peers: $(STAMP)
 	$(BIN)/python -m benchmarks.peers.install $(ARGS)
+
+bench-check: $(STAMP)
+	$(BIN)/python -m benchmarks.bench_check $(ARGS)
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/generate.proto protos/v1/link.proto

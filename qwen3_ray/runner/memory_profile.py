@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_CPU_ROWS = 256
 _MIN_LOGITS_BYTES = 16 << 20  # enough to stand out of what else a process allocates
+_RESERVE = 1.2  # a process's memory is told in pages, and others of its threads take some
 _PROC_SELF = Path("/proc/self")
 
 
@@ -59,7 +60,8 @@ def measure_step_bytes(model: Qwen3ForCausalLM, layout: KVLayout, largest: Large
     of_rows = probe.measure(num_rows, 1)
     of_logits = max(0, probe.measure(num_rows, num_logits) - of_rows)
     return int(
-        of_rows * largest.num_tokens / num_rows + of_logits * largest.num_logits / num_logits
+        _RESERVE
+        * (of_rows * largest.num_tokens / num_rows + of_logits * largest.num_logits / num_logits)
     )
 
 
