@@ -34,16 +34,13 @@ class NumbaKernels:
     row_invariant = True
 
     def __init__(self, num_threads: int) -> None:
+        """Raises ResourcesError if products cannot be compiled for this CPU."""
+        check_features()
         self._pool = ThreadPool(num_threads)
         self.attention: AttentionBackend = NumbaPagedAttention(self._pool)
 
     def packer(self, *, halves: bool) -> Packer:
-        """See `Kernels`.
-
-        Raises:
-            ResourcesError: products cannot be compiled for this CPU.
-        """
-        check_features()
+        """See `Kernels`."""
         return partial(PackedMatrix, pool=self._pool, halves=halves)
 
     def quantizer(self) -> Packer:
