@@ -1,0 +1,1 @@
+"""What every Triton kernel is built on; imports nothing of the engine."""
