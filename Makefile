@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := qwen3_ray cluster tests examples benchmarks
 
-.PHONY: setup serve fmt lint type imports test test-fault test-4b gpu-test protos protos-check check bench bench-peers bench-check clean
+.PHONY: setup serve fmt lint type imports test test-fault test-4b gpu-test gpu-check protos protos-check check bench bench-peers bench-check clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,9 @@ test-4b: $(STAMP)
 
 gpu-test: $(STAMP)
 	$(BIN)/pytest -m gpu tests/gpu $(ARGS)
+
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench $(ARGS)

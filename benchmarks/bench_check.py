@@ -83,6 +83,7 @@ def _attention() -> dict[str, float]:
         head_dim=HEAD_DIM,
         dtype=torch.float32,
         device=torch.device("cpu"),
+        panels=True,
     )
     q = torch.randn(PROMPT_LEN, NUM_HEADS, HEAD_DIM)
     k, v = torch.randn(2, PROMPT_LEN, NUM_KV_HEADS, HEAD_DIM)

@@ -41,7 +41,11 @@ class ModelCost:
     @classmethod
     def of(cls, model_dir: Path) -> Self:
         """Of a checkpoint, as its config says."""
-        config = ModelConfig.from_dir(model_dir)
+        return cls.of_config(ModelConfig.from_dir(model_dir))
+
+    @classmethod
+    def of_config(cls, config: ModelConfig) -> Self:
+        """Of a model."""
         heads = 2 * config.num_heads + 2 * config.num_kv_heads
         attention = config.hidden_size * config.head_dim * heads
         mlp = 3 * config.hidden_size * config.intermediate_size
@@ -53,11 +57,15 @@ class ModelCost:
         )
 
     def prefill_s(self, num_tokens: int, machine: Machine) -> float:
-        """One prompt; the head is computed once, attention is causal."""
-        operations = 2 * self.layer_params * num_tokens + 2 * self.head_params
-        operations += 2 * self.attention_width * num_tokens**2
+        """One prompt."""
         num_bytes = WEIGHT_BYTES * (self.layer_params + self.head_params)
+        operations = self.prefill_operations(num_tokens)
         return max(operations / machine.flops, num_bytes / machine.read_bytes_per_s)
+
+    def prefill_operations(self, num_tokens: int) -> float:
+        """For one prompt; the head is computed once, attention is causal."""
+        linear = 2 * self.layer_params * num_tokens + 2 * self.head_params
+        return linear + 2 * self.attention_width * num_tokens**2
 
     def decode_bytes(self, num_seqs: int, context_len: float, *, kv_bytes: int = KV_BYTES) -> float:
         """Read in one step in which each sequence, `context_len` tokens long, gets one token."""

@@ -8,8 +8,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import psutil
-
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16")
 """Those that decide which kernels an engine can use."""
 
@@ -23,7 +21,7 @@ def describe(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, object]:
         "cpu_family": fields.get("cpu family", ""),
         "cpu_model": fields.get("model", ""),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "flags": [flag for flag in FLAGS if flag in flags],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

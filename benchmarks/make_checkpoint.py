@@ -130,16 +130,19 @@ def make_checkpoint(
     max_shard_bytes: int = 1 << 30,
     seed: int = 0,
     tokenizer_dir: Path | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Write a checkpoint in Hugging Face layout to `out`; config.json last, as the sign of success.
 
-    A shard holds at most `max_shard_bytes`, unless one tensor alone is larger.
+    A shard holds at most `max_shard_bytes`, unless one tensor alone is larger. Numbers are drawn on
+    `device`, None for the CPU; devices of other kinds draw others.
     """
     out.mkdir(parents=True, exist_ok=True)
     if tokenizer_dir is not None:
         for name in TOKENIZER_FILES:
             shutil.copy(tokenizer_dir / name, out)
-    _write_shards(shape, out, getattr(torch, dtype), max_shard_bytes, seed)
+    generator = torch.Generator(device or torch.device("cpu")).manual_seed(seed)
+    _write_shards(shape, out, getattr(torch, dtype), max_shard_bytes, generator)
     ids: dict[str, object] = {
         "bos_token_id": shape.eos_token_id,
         "eos_token_id": shape.eos_token_id,
@@ -149,11 +152,10 @@ def make_checkpoint(
 
 
 def _write_shards(
-    shape: Shape, out: Path, dtype: torch.dtype, max_shard_bytes: int, seed: int
+    shape: Shape, out: Path, dtype: torch.dtype, max_shard_bytes: int, generator: torch.Generator
 ) -> None:
     sizes = dict(shape.tensors())
     shards = _plan_shards(sizes, dtype.itemsize, max_shard_bytes)
-    generator = torch.Generator().manual_seed(seed)
     weight_map: dict[str, str] = {}
     for index, names in enumerate(shards, start=1):
         file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
@@ -192,7 +194,8 @@ def _random(size: tuple[int, ...], dtype: torch.dtype, generator: torch.Generato
     tensor = torch.empty(size, dtype=dtype)
     for start in range(0, size[0], FILL_ROWS):
         rows = tensor[start : start + FILL_ROWS]
-        rows.copy_(torch.empty(rows.shape).normal_(mean, std, generator=generator))
+        drawn = torch.empty(rows.shape, device=generator.device)
+        rows.copy_(drawn.normal_(mean, std, generator=generator))
     return tensor
 
 

@@ -59,7 +59,9 @@ def generate(
     tensor_parallel_size: Annotated[int, typer.Option(help="Ranks, one process each")] = 1,
     device: Annotated[Device, typer.Option()] = "auto",
     dtype: Annotated[DType, typer.Option()] = "auto",
-    quantization: Annotated[Quantization, typer.Option(help="int8: eight bits, on CPU")] = "none",
+    quantization: Annotated[
+        Quantization, typer.Option(help="eight bits: int8 on CPU, fp8 on CUDA")
+    ] = "none",
     max_model_len: Annotated[int | None, typer.Option(help="Longest prompt plus output")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate")] = 64,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,

@@ -41,7 +41,8 @@ class DeployConfig(BaseModel):
     device: Device = Field("auto", description="auto: CUDA where there are enough GPUs")
     dtype: DType = Field("auto", description="Type of weights and activations")
     quantization: Quantization = Field(
-        "none", description="int8: linear weights of eight bits, on CPU; less memory, less accurate"
+        "none",
+        description="Linear weights in eight bits: int8 on CPU, fp8 on CUDA; less accurate",
     )
     kv_cache_dtype: KVCacheDType = Field("auto", description="Type of cached keys and values")
     numerics: Numerics = Field(
@@ -68,7 +69,10 @@ class DeployConfig(BaseModel):
         True, description="Compute what prompts of one salt begin with alike only once"
     )
     num_speculative_tokens: int | None = Field(
-        None, ge=0, le=16, description="Tokens to guess ahead; default 4 in exact mode, else 0"
+        None,
+        ge=0,
+        le=16,
+        description="Tokens to guess ahead; default 4 in exact mode on CPU, else 0",
     )
     generation_config: GenerationDefaults = Field(
         "auto", description="auto: the model's own sampling defaults; none: OpenAI's"

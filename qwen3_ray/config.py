@@ -10,8 +10,8 @@ from qwen3_ray.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-KVCacheDType = Literal["auto", "float32", "bfloat16"]
-Quantization = Literal["none", "int8"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "fp8"]
 Numerics = Literal["auto", "exact", "fast"]
 GenerationDefaults = Literal["auto", "none"]
 
@@ -44,11 +44,17 @@ class EngineConfig:
     dtype: DType = "auto"
     """`auto`: on CPU fp16 packs with fp32 activations, on CUDA the checkpoint's dtype."""
     quantization: Quantization = "none"
-    """`int8`: linear weights in eight bits, on CPU; `dtype` is of those that are not quantised."""
+    """`int8` on CPU, `fp8` on CUDA: linear weights in eight bits; `dtype` is of the others.
+
+    `fp8` is not exact.
+    """
     kv_cache_dtype: KVCacheDType = "auto"
-    """`auto`: float32 on CPU, the model's dtype on CUDA."""
+    """`auto`: float32 on CPU, where float16 is the other choice; the model's dtype on CUDA."""
     numerics: Numerics = "auto"
-    """`exact`: bits do not depend on the batch; `auto` is `exact` on CPU."""
+    """`exact`: bits do not depend on the batch; `auto` is `exact` on CPU and `fast` on CUDA.
+
+    On CUDA only until it is measured what being exact costs there.
+    """
     max_model_len: int | None = None
     """Longest prompt plus output in tokens; None for the model's own limit."""
     max_num_seqs: int = 256
@@ -66,7 +72,10 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     """Keep the keys and values of finished requests for prompts that begin alike."""
     num_speculative_tokens: int | None = None
-    """Most tokens to guess ahead by prompt lookup; None for 4 in exact mode and 0 in fast mode."""
+    """Most tokens to guess ahead by prompt lookup.
+
+    None for 4 in exact mode, but 0 in fast mode and where steps are CUDA graphs.
+    """
     generation_config: GenerationDefaults = "auto"
     """`auto`: requests take what they leave open from the checkpoint's generation_config.json."""
 
@@ -95,6 +104,10 @@ class EngineConfig:
                 self.max_num_batched_tokens,
                 f"must be at least max_num_seqs = {self.max_num_seqs}",
             )
+
+    def is_exact_on(self, device_type: str) -> bool:
+        """Whether exact mode is asked for on "cpu" or "cuda"."""
+        return self.numerics == "exact" or (self.numerics == "auto" and device_type == "cpu")
 
     def num_tokens_of_a_step(self, device_type: str) -> int:
         """Most tokens in one step on "cpu" or "cuda".

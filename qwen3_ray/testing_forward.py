@@ -16,17 +16,26 @@ BLOCK_SIZE = 32
 class SequenceCache:
     """KV blocks for a few sequences, scattered over the cache as in a busy engine."""
 
-    def __init__(self, model: Qwen3ForCausalLM, max_lens: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: Qwen3ForCausalLM,
+        max_lens: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
         config, size = model.config, model.tp.size
-        num_blocks = [-(-length // BLOCK_SIZE) for length in max_lens]
+        self._device, self._block_size = model.device, block_size
+        num_blocks = [-(-length // block_size) for length in max_lens]
         self.caches: list[KVCache] = allocate_kv_caches(
             num_layers=config.num_layers,
             num_blocks=sum(num_blocks) + 1,
-            block_size=BLOCK_SIZE,
+            block_size=block_size,
             num_kv_heads=config.num_local_kv_heads(size),
             head_dim=config.head_dim,
-            dtype=torch.float32,
+            dtype=dtype,
             device=model.device,
+            panels=model.kv_panels,
         )
         order = torch.randperm(sum(num_blocks), generator=torch.Generator().manual_seed(1)) + 1
         ends = list(accumulate(num_blocks, initial=0))
@@ -34,6 +43,7 @@ class SequenceCache:
 
     def metadata(self, chunks: Sequence[tuple[int, int, int]]) -> AttentionMetadata:
         """Metadata of a step of (sequence, first position, number of tokens)."""
+        size = self._block_size
         slots: list[torch.Tensor] = []
         tables = torch.zeros(len(chunks), max(map(len, self.block_tables)), dtype=torch.int32)
         starts = [0]
@@ -41,15 +51,18 @@ class SequenceCache:
             table = self.block_tables[sequence]
             tables[row, : len(table)] = table
             positions = torch.arange(start, start + length)
-            slots.append(table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE)
+            slots.append(table[positions // size] * size + positions % size)
             starts.append(starts[-1] + length)
         return AttentionMetadata(
-            query_start_loc=torch.tensor(starts, dtype=torch.int32),
-            seq_lens=torch.tensor([s + n for _, s, n in chunks], dtype=torch.int32),
-            block_tables=tables,
-            slot_mapping=torch.cat(slots).int(),
-            block_size=BLOCK_SIZE,
+            query_start_loc=self._int32s(starts),
+            seq_lens=self._int32s([start + length for _, start, length in chunks]),
+            block_tables=tables.to(self._device),
+            slot_mapping=torch.cat(slots).int().to(self._device),
+            block_size=size,
         )
+
+    def _int32s(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self._device)
 
 
 def forward_step(
@@ -66,6 +79,7 @@ def forward_step(
         ids[row : row + length] = torch.tensor(sequences[sequence][start : start + length])
         positions[row : row + length] = torch.arange(start, start + length)
         row += length
+    ids, positions = ids.to(model.device), positions.to(model.device)
     hidden = model.forward(ids, positions, cache.caches, cache.metadata(chunks))
     return model.compute_logits(hidden)
 

@@ -13,16 +13,17 @@ import torch
 
 from qwen3_ray.errors import ConfigError
 
-_CPU_LANES = 8
-_CPU_MULTIPLE = 16
+_LANES = 8
+_PANEL_MULTIPLE = 16
 """Panels are read by two."""
 
 
 class KVCache(NamedTuple):
     """Keys and values of one layer, each block's in panels of `lanes` columns.
 
-    On CPU a panel has eight lanes and lies as `cpu.numba_tiles` reads it. Elsewhere a panel is one
-    slot's key, or a whole block's values: plainly [num_blocks, num_kv_heads, block_size, head_dim].
+    Where the attention backend wants panels, one has eight lanes and lies as `cpu.numba_tiles`
+    reads it. Otherwise a panel is one slot's key, or a whole block's values: plainly
+    [num_blocks, num_kv_heads, block_size, head_dim].
     Heads come before panels, so that what one work item reads (one head of one block) is
     contiguous.
     """
@@ -42,18 +43,22 @@ def allocate_kv_caches(
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
+    panels: bool,
 ) -> list[KVCache]:
     """One zeroed cache for each layer; `num_kv_heads` are this rank's.
 
+    `panels` is the attention backend's.
+
     Raises:
-        ConfigError: on CPU, `block_size` or `head_dim` is not a multiple of 16.
+        ConfigError: with panels, `block_size` or `head_dim` is not a multiple of 16.
     """
-    if device.type == "cpu":
+    key_lanes, value_lanes = 1, head_dim
+    if panels:
         _check_multiple("block_size", block_size)
         _check_multiple("head_dim", head_dim)
-        zeros, key_lanes, value_lanes = _cpu_zeros, _CPU_LANES, _CPU_LANES
-    else:
-        zeros, key_lanes, value_lanes = partial(torch.zeros, device=device), 1, head_dim
+        key_lanes = value_lanes = _LANES
+    on_cpu = device.type == "cpu"
+    zeros = _cpu_zeros if on_cpu else partial(torch.zeros, device=device)
     heads = (num_blocks, num_kv_heads)
     key_shape = (*heads, block_size // key_lanes, head_dim, key_lanes)
     value_shape = (*heads, head_dim // value_lanes, block_size, value_lanes)
@@ -64,8 +69,8 @@ def allocate_kv_caches(
 
 
 def _check_multiple(field: str, value: int) -> None:
-    if value % _CPU_MULTIPLE != 0:
-        raise ConfigError(field, value, f"must be a multiple of {_CPU_MULTIPLE} on CPU")
+    if value % _PANEL_MULTIPLE != 0:
+        raise ConfigError(field, value, f"must be a multiple of {_PANEL_MULTIPLE} on CPU")
 
 
 def _cpu_zeros(shape: tuple[int, ...], *, dtype: torch.dtype) -> torch.Tensor:
@@ -117,6 +122,8 @@ class AttentionBackend(Protocol):
     """
 
     row_invariant: bool
+    panels: bool
+    """Whether caches lie in panels of eight lanes; see `KVCache`."""
 
     def write_kv(
         self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, metadata: AttentionMetadata

@@ -6,23 +6,26 @@ order whatever stands beside it. Threads, tiles and sequences only decide who co
 
 A lane is one query head of one row. The lanes of an item share a key/value head: they are the rows
 of its tiles, a block's keys or values the panels. `q` and `out` are [num_rows, num_heads,
-head_dim], caches as `base.KVCache` has them on CPU.
+head_dim], caches as `base.KVCache` has them on CPU, of floats or of halves.
 """
 # ruff: noqa: PLR0917 - Numba compiles calls by position
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from qwen3_ray.attention.numba_panels import HALF_BYTES, multiply_panels
 from qwen3_ray.attention.numba_softmax import LOWEST, SLOTS, exp2, maximum_of, weigh
 from qwen3_ray.cpu.compiler import njit
 from qwen3_ray.cpu.numba_callee import callee
+from qwen3_ray.cpu.numba_memory import store_float, store_half
 from qwen3_ray.cpu.numba_prefetch import prefetch
 from qwen3_ray.cpu.numba_sync import atomic_add
-from qwen3_ray.cpu.numba_tiles import LANES, make_tile
+from qwen3_ray.cpu.numba_tiles import LANES
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
@@ -35,14 +38,22 @@ _LOG2_E = math.log2(math.e)
 _ITEM_LANES = 96  # read the cache once; what they hold stays in the second cache
 _TALLEST = 6
 _FLOAT_BYTES = 4
-_PANEL_ROW_BYTES = LANES * _FLOAT_BYTES
 _ZERO = np.float32(0)
 
-# Any number of keys may be added up: nothing is unrolled here, LLVM does so itself.
-_tile_2x4 = make_tile(2, 4, "float", unroll=1, interleaved=False)
-_tile_2x2 = make_tile(2, 2, "float", unroll=1, interleaved=False)
-_tile_4x2 = make_tile(4, 2, "float", unroll=1, interleaved=False)
-_tile_6x2 = make_tile(6, 2, "float", unroll=1, interleaved=False)
+
+class Blocks(NamedTuple):
+    """One layer's cache for kernels. Whoever made it keeps the memory alive."""
+
+    keys: int
+    """Address of `KVCache.key`."""
+    values: int
+    """Address of `KVCache.value`."""
+    num_kv_heads: int
+    block_size: int
+    """A multiple of 16; so is `head_dim`."""
+    head_dim: int
+    element_bytes: int
+    """4 for floats, 2 for halves."""
 
 
 def score_scale(head_dim: int) -> np.float32:
@@ -52,45 +63,46 @@ def score_scale(head_dim: int) -> np.float32:
 
 @njit(cache=True, nogil=True)
 def write_kv(
-    part: int,
-    num_parts: int,
-    k: _Floats,
-    v: _Floats,
-    key_cache: _Floats,
-    value_cache: _Floats,
-    slot_mapping: _Ints,
-    num_tokens: int,
+    part: int, num_parts: int, k: _Floats, v: _Floats, blocks: Blocks, slot_mapping: _Ints
 ) -> None:
     """Store this part's share of the rows `k` and `v`, [num_rows, num_kv_heads, head_dim].
 
-    All parts must have returned before any thread calls `attend` on these caches.
+    All parts must have returned before any thread calls `attend` on these blocks.
     """
-    block_size = value_cache.shape[3]
-    first, last = num_tokens * part // num_parts, num_tokens * (part + 1) // num_parts
+    block_size, head_dim, size = blocks.block_size, blocks.head_dim, blocks.element_bytes
+    first, last = k.shape[0] * part // num_parts, k.shape[0] * (part + 1) // num_parts
     for head in range(k.shape[1]):  # outside: rows that follow each other share cache lines
         for row in range(first, last):
             block, offset = slot_mapping[row] // block_size, slot_mapping[row] % block_size
-            keys, values = key_cache[block, head, offset // LANES], value_cache[block, head]
-            for d in range(k.shape[2]):
-                keys[d, offset % LANES] = k[row, head, d]
-            for panel in range(values.shape[0]):
-                for lane in range(LANES):
-                    values[panel, offset, lane] = v[row, head, panel * LANES + lane]
+            begin = _head_of(block, head, blocks.num_kv_heads) * block_size * head_dim
+            key = begin + offset // LANES * LANES * head_dim + offset % LANES
+            for d in range(head_dim):
+                _store(blocks.keys + (key + d * LANES) * size, size, k[row, head, d])
+            value = begin + offset * LANES
+            for d in range(head_dim):
+                place = value + d // LANES * LANES * block_size + d % LANES
+                _store(blocks.values + place * size, size, v[row, head, d])
+
+
+@callee
+def _store(address: int, element_bytes: int, value: np.float32) -> None:
+    if element_bytes == HALF_BYTES:
+        store_half(address, value)
+    else:
+        store_float(address, value)
 
 
 # A caller's fastmath would be taken over if this did not refuse it.
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 def attend(
-    part: int,
-    num_parts: int,  # noqa: ARG001 - as of all kernels
+    part: int,  # noqa: ARG001 - as of all kernels
+    num_parts: int,  # noqa: ARG001
     counter: int,
     q: _Floats,
-    key_cache: _Floats,
-    value_cache: _Floats,
+    blocks: Blocks,
     query_start_loc: _Ints,
     seq_lens: _Ints,
     block_tables: _Ints,
-    num_tokens: int,
     scale: np.float32,
     out: _Floats,
 ) -> None:
@@ -100,30 +112,26 @@ def attend(
     complete when all have returned.
 
     Args:
-        part: 0 for one of the threads.
-        num_parts: not used: work goes to who asks.
+        part: not used, as `num_parts`: work goes to who asks.
+        num_parts: see `part`.
         counter: address of an int64, 0 when the first thread comes.
-        q: contiguous in head_dim, a multiple of 16.
-        key_cache: as `KVCache.key`.
-        value_cache: as `KVCache.value`; block_size is a multiple of 16.
+        q: contiguous in head_dim.
+        blocks: of the layer.
         query_start_loc: as the three that follow, see `AttentionMetadata`.
         seq_lens: of all sequences.
         block_tables: entries beyond a sequence's length are not read.
-        num_tokens: what `out` holds from this row on becomes zero.
         scale: `score_scale(head_dim)`.
         out: need not be initialised.
     """
-    group = q.shape[1] // key_cache.shape[1]
+    group = q.shape[1] // blocks.num_kv_heads
     item_rows = max(1, _ITEM_LANES // group)
-    num_lanes = _even(min(item_rows, num_tokens) * group)
+    num_lanes = _even(min(item_rows, q.shape[0]) * group)
     scratch = (
-        np.empty((num_lanes, q.shape[2]), np.float32),
-        np.empty((num_lanes, value_cache.shape[3]), np.float32),
-        np.empty((num_lanes, q.shape[2]), np.float32),
+        np.empty((num_lanes, blocks.head_dim), np.float32),
+        np.empty((num_lanes, blocks.block_size), np.float32),
+        np.empty((num_lanes, blocks.head_dim), np.float32),
         np.empty((num_lanes, 2), np.float32),
     )
-    if part == 0:
-        out[num_tokens:] = _ZERO
     seq, first_item, num_items = -1, 0, 0
     while True:
         item = atomic_add(counter, 1)
@@ -133,22 +141,21 @@ def attend(
                 return
             first_item += num_items
             num_rows = query_start_loc[seq + 1] - query_start_loc[seq]
-            num_items = (num_rows + item_rows - 1) // item_rows * key_cache.shape[1]
+            num_items = (num_rows + item_rows - 1) // item_rows * blocks.num_kv_heads
         # The last rows first: they have the most keys, and short items fill up the end.
         index = first_item + num_items - 1 - item
-        row = query_start_loc[seq] + index // key_cache.shape[1] * item_rows
+        row = query_start_loc[seq] + index // blocks.num_kv_heads * item_rows
         stop = query_start_loc[seq + 1]
         position = seq_lens[seq] - stop + row
-        where = (row, min(item_rows, stop - row), position, index % key_cache.shape[1])
-        _attend_item(where, q, key_cache, value_cache, block_tables[seq], scale, scratch, out)
+        where = (row, min(item_rows, stop - row), position, index % blocks.num_kv_heads)
+        _attend_item(where, q, blocks, block_tables[seq], scale, scratch, out)
 
 
 @callee
 def _attend_item(
     item: _Item,
     q: _Floats,
-    key_cache: _Floats,
-    value_cache: _Floats,
+    blocks: Blocks,
     block_table: _Ints,
     scale: np.float32,
     scratch: _Scratch,
@@ -156,7 +163,7 @@ def _attend_item(
 ) -> None:
     row, num_rows, position, kv_head = item
     queries, scores, sums, softmax = scratch
-    num_kv_heads, head_dim, block_size = key_cache.shape[1], q.shape[2], value_cache.shape[3]
+    num_kv_heads, head_dim, block_size = blocks.num_kv_heads, blocks.head_dim, blocks.block_size
     group = q.shape[1] // num_kv_heads
     num_lanes = num_rows * group
     for lane in range(_even(num_lanes)):
@@ -165,7 +172,7 @@ def _attend_item(
             queries[lane, d] = q[row + real // group, kv_head * group + real % group, d]
         softmax[lane, 0], softmax[lane, 1] = LOWEST, _ZERO
     query, score, total = queries.ctypes.data, scores.ctypes.data, sums.ctypes.data
-    block_bytes = block_size * head_dim * _FLOAT_BYTES  # of one head, keys or values
+    block_bytes = block_size * head_dim * blocks.element_bytes  # of one head, keys or values
     num_tiles = (num_lanes + _TALLEST - 1) // _TALLEST
     # Each tile asks for some of the next block. One alone waits for memory all the time anyway.
     ahead_bytes = (block_bytes + num_tiles - 1) // num_tiles if num_tiles > 1 else 0
@@ -174,16 +181,16 @@ def _attend_item(
         offset = _head_of(block_table[block], kv_head, num_kv_heads) * block_bytes
         following = block_table[min(block + 1, last_block)]
         ahead = _head_of(following, kv_head, num_kv_heads) * block_bytes - offset
-        keys, values = key_cache.ctypes.data + offset, value_cache.ctypes.data + offset
+        keys, values = blocks.keys + offset, blocks.values + offset
         # Lane i sees `num_keys + i // group` keys from the block's first on: all, some or none.
         num_keys = position - block * block_size + 1
         for lane in range(0, num_lanes, _TALLEST):
             prefetch(keys + ahead + lane // _TALLEST * ahead_bytes, ahead_bytes)
             most = _most_keys(lane, num_lanes, group, num_keys, block_size)
             if most > 0:
-                _multiply(
+                multiply_panels(
                     _height(lane, num_lanes), query + lane * head_dim * _FLOAT_BYTES, head_dim,
-                    keys, head_dim, head_dim,
+                    keys, blocks.element_bytes, head_dim, head_dim,
                     (most + SLOTS - 1) // SLOTS * (SLOTS // LANES),
                     score + lane * block_size * _FLOAT_BYTES, block_size, 0,
                 )  # fmt: skip
@@ -192,9 +199,9 @@ def _attend_item(
             prefetch(values + ahead + lane // _TALLEST * ahead_bytes, ahead_bytes)
             most = _most_keys(lane, num_lanes, group, num_keys, block_size)
             if most > 0:
-                _multiply(
+                multiply_panels(
                     _height(lane, num_lanes), score + lane * block_size * _FLOAT_BYTES, block_size,
-                    values, block_size, most, head_dim // LANES,
+                    values, blocks.element_bytes, block_size, most, head_dim // LANES,
                     total + lane * head_dim * _FLOAT_BYTES, head_dim, min(block, 1),
                 )  # fmt: skip
     for lane in range(num_lanes):
@@ -258,33 +265,3 @@ def _weigh_lanes(
         seen = num_keys + min(lane, num_lanes - 1) // group
         address = scores.ctypes.data + lane * row_bytes
         softmax[lane, 1] += weigh(address, block_size, seen, softmax[lane, 0], scale)
-
-
-@callee
-def _multiply(
-    height: int,
-    rows: int,
-    row_stride: int,
-    panels: int,
-    panel_rows: int,
-    k: int,
-    num_panels: int,
-    out: int,
-    out_stride: int,
-    accumulate: int,
-) -> None:
-    """`height` rows times an even number of panels, each [panel_rows, 8] of which `k` are used."""
-    panel_bytes = panel_rows * _PANEL_ROW_BYTES
-    panel = 0
-    while panel < num_panels:
-        at, to = panels + panel * panel_bytes, out + panel * _PANEL_ROW_BYTES
-        if height == 6:
-            _tile_6x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-        elif height == 4:
-            _tile_4x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-        elif num_panels - panel >= 4:
-            _tile_2x4(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-            panel += 2
-        else:
-            _tile_2x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-        panel += 2

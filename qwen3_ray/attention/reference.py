@@ -8,9 +8,13 @@ from qwen3_ray.attention.base import AttentionMetadata, KVCache
 
 
 class ReferenceAttention:
-    """Gathers each sequence's blocks and attends over them at once, one sequence at a time."""
+    """Gathers each sequence's blocks and attends over them at once, one sequence at a time.
+
+    Reads and writes caches in panels, too.
+    """
 
     row_invariant = False
+    panels = False
 
     def write_kv(
         self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, metadata: AttentionMetadata

@@ -38,6 +38,7 @@ class Scheduler:
     Args:
         num_speculative_tokens: most tokens to guess ahead for one request; 0 for none.
         make_lookup: makes what one request's guesses come from.
+        num_lookahead_tokens: for which a request gets room, if there is any, beyond its step.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         num_speculative_tokens: int = 0,
         make_lookup: Callable[[int], Lookup] = PromptLookup,
+        num_lookahead_tokens: int = 0,
     ) -> None:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_model_len = max_model_len
+        self._num_lookahead_tokens = num_lookahead_tokens
         self._kv = kv
         self._table = RequestTable(kv)
         self._rules = EndRules(eos_token_ids, min(max_model_len, kv.capacity))
@@ -138,7 +141,15 @@ class Scheduler:
         prefills += newcomers
         num_tokens = len(decodes) + sum(item.num_new_tokens for item in prefills)
         drafted = self._drafting.draft(decodes, self._max_num_batched_tokens - num_tokens)
+        self._grow_ahead((*drafted, *prefills))
         return Step((*drafted, *prefills))
+
+    def _grow_ahead(self, scheduled: Sequence[ScheduledRequest]) -> None:
+        """Give those that will go on room for more tokens, of the blocks that the step leaves."""
+        for request, num_new_tokens, _ in scheduled if self._num_lookahead_tokens else ():
+            count = min(self._num_lookahead_tokens, self._rules.num_tokens_left(request) - 1)
+            if count > 0:
+                self._kv.grow(request, num_new_tokens + count)
 
     def _grow_decodes(self) -> list[RequestState]:
         """The requests of which one known token is to be computed, with room for it."""
@@ -192,7 +203,7 @@ class Scheduler:
             if verdict is Verdict.LATER or not self._kv.has_room(request, found):
                 break
             self._table.start(found)
-            self._note_found(request)
+            self.totals.note_found(request)
             if verdict is Verdict.WHOLE:
                 scheduled.append(ScheduledRequest(request, budget.take_all(request)))
             else:
@@ -227,14 +238,6 @@ class Scheduler:
         else:
             self._preempt(victim)
         return True
-
-    def _note_found(self, request: RequestState) -> None:
-        if request.num_cached_tokens is not None:
-            return
-        request.num_cached_tokens = min(request.num_computed_tokens, request.prompt_len)
-        if request.num_prompt_logprobs_left == 0:
-            self.totals.num_prefix_queries += request.prompt_len
-            self.totals.num_prefix_hits += request.num_cached_tokens
 
     def commit(self, step: Step, sampled: Sequence[Sampled]) -> list[TokenDelta]:
         """Note that `step` was computed, and append the ids that it sampled.

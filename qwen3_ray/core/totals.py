@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen3_ray.core.request_state import RequestState
+
 
 @dataclass(slots=True)
 class Totals:
@@ -19,3 +21,12 @@ class Totals:
     """Tokens guessed ahead."""
     num_accepted_tokens: int = 0
     """Those of them that became output."""
+
+    def note_found(self, request: RequestState) -> None:
+        """Count what the prefix cache gave `request`, which begins; only if it never did before."""
+        if request.num_cached_tokens is not None:
+            return
+        request.num_cached_tokens = min(request.num_computed_tokens, request.prompt_len)
+        if request.num_prompt_logprobs_left == 0:
+            self.num_prefix_queries += request.prompt_len
+            self.num_prefix_hits += request.num_cached_tokens

@@ -33,12 +33,6 @@ def floats_at(address: int, size: int) -> _Floats:
 
 
 @callee
-def cache_at(address: int, shape: tuple[int, int, int, int, int]) -> _Floats:
-    """float32 of five dimensions at `address`, contiguous."""
-    return carray(_pointer(address), shape, np.float32)
-
-
-@callee
 def address_of(array: npt.NDArray[np.generic]) -> int:
     """Where an array begins, as the signed number that addresses from Python are.
 

@@ -9,6 +9,7 @@ import torch
 from torch._C import _distributed_c10d as c10d
 
 from qwen3_ray.distributed.process_group import ProcessGroupCollectives
+from qwen3_ray.distributed.symmetric_memory import with_peer_sums
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +49,23 @@ def connect(
     timeout_s: float,
     exact: bool = True,
     num_threads: int = 1,
+    is_staged: bool = False,
 ) -> Collectives:
     """Meet the other ranks at `store`; blocks until all are there.
 
-    On CPU through memory, and through gloo only where that cannot be had; NCCL on CUDA.
+    On CPU through memory, and through gloo only where that cannot be had. On CUDA through the
+    GPUs' memory where they reach each other's, and NCCL.
 
     Args:
         timeout_s: how long to wait for a rank, here and in each collective.
         exact: sum in rank order whatever the tensor's size; memory always does.
         num_threads: most that may share a sum; rank 0's counts.
+        is_staged: through the host's memory and gloo, as ranks that share a GPU must.
 
     Raises:
         RuntimeError: the others did not come in time.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" and not is_staged:
         # Numba takes a second to import; a GPU's ranks do without.
         from qwen3_ray.distributed.shared_collectives import SharedCollectives  # noqa: PLC0415
 
@@ -71,6 +75,9 @@ def connect(
             )
         except OSError as error:
             logger.warning("ranks speak through sockets, which is slower: %s", error)
-    return ProcessGroupCollectives.connect(
-        store, rank, size, device=device, timeout_s=timeout_s, exact=exact
+    collectives = ProcessGroupCollectives.connect(
+        store, rank, size, device=device, timeout_s=timeout_s, exact=exact, is_staged=is_staged
     )
+    if device.type == "cpu" or is_staged:
+        return collectives
+    return with_peer_sums(collectives, device)

@@ -17,14 +17,19 @@ _TO_RANK_0.rootRank = 0
 
 
 class ProcessGroupCollectives:
-    """See `Collectives`. Errors are RuntimeErrors."""
+    """See `Collectives`. Errors are RuntimeErrors.
 
-    def __init__(self, group: dist.ProcessGroup, *, exact: bool) -> None:
-        self._group = group
-        self._rank = group.rank()
-        self._size = group.size()
-        self.exact = exact or self._size == 2
+    Staged, tensors of any device go through the host's memory and gloo: slow, and the only way for
+    ranks that share one GPU, which NCCL refuses.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, *, exact: bool, is_staged: bool = False) -> None:
+        self.group = group
+        self.rank = group.rank()
+        self.size = group.size()
+        self.exact = exact or self.size == 2
         """See `Collectives`. Two addends commute."""
+        self._is_staged = is_staged
 
     @classmethod
     def connect(
@@ -36,6 +41,7 @@ class ProcessGroupCollectives:
         device: torch.device,
         timeout_s: float,
         exact: bool = True,
+        is_staged: bool = False,
     ) -> ProcessGroupCollectives:
         """Meet the other ranks, on the store itself: no default group exists.
 
@@ -44,7 +50,8 @@ class ProcessGroupCollectives:
         """
         timeout = timedelta(seconds=timeout_s)
         group = dist.ProcessGroup(store, rank, size)
-        if device.type == "cpu":
+        if device.type == "cpu" or is_staged:
+            device = torch.device("cpu")
             kind = dist.ProcessGroup.BackendType.GLOO
             backend: c10d.Backend = c10d.ProcessGroupGloo(store, rank, size, timeout)
         else:
@@ -56,7 +63,7 @@ class ProcessGroupCollectives:
             backend = c10d.ProcessGroupNCCL(store, rank, size, options)
         group._set_default_backend(kind)
         group._register_backend(device, kind, backend)
-        return cls(group, exact=exact)
+        return cls(group, exact=exact, is_staged=is_staged)
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """See `Collectives`.
@@ -64,28 +71,47 @@ class ProcessGroupCollectives:
         Gloo's ring moves its chunk borders, and with them the order of additions, with the tensor's
         size: from three ranks on it is pinned, where that is wanted.
         """
-        if self.exact and self._size > 2:
-            parts = self.all_gather(x)
-            torch.add(parts[0], parts[1], out=x)
-            for part in parts[2:]:
-                x.add_(part)
+        if self.exact and self.size > 2:
+            sum_in_rank_order(self.all_gather(x), out=x)
             return
-        self._group.allreduce([x]).wait()
+        staged = self._stage(x)
+        self.group.allreduce([staged]).wait()
+        _put_back(staged, x)
 
     def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
         """See `Collectives`."""
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(self._size)]
-        self._group.allgather([parts], [x]).wait()
-        return parts
+        staged = self._stage(x.contiguous())
+        parts = [torch.empty_like(staged) for _ in range(self.size)]
+        self.group.allgather([parts], [staged]).wait()
+        return [part.to(x.device) for part in parts]
 
     def gather(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `Collectives`."""
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(self._size)] if self._rank == 0 else []
-        self._group.gather([parts] if parts else [], [x], _TO_RANK_0).wait()
-        return torch.cat(parts, dim=-1) if parts else None
+        staged = self._stage(x.contiguous())
+        parts = [torch.empty_like(staged) for _ in range(self.size)] if self.rank == 0 else []
+        self.group.gather([parts] if parts else [], [staged], _TO_RANK_0).wait()
+        return torch.cat(parts, dim=-1).to(x.device) if parts else None
 
     def broadcast(self, x: torch.Tensor) -> None:
         """See `Collectives`."""
-        self._group.broadcast([x], _FROM_RANK_0).wait()
+        staged = self._stage(x)
+        self.group.broadcast([staged], _FROM_RANK_0).wait()
+        _put_back(staged, x)
+
+    def _stage(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`, or a copy of it on the host, where gloo takes it from."""
+        if not self._is_staged:
+            return x
+        return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x)
+
+
+def sum_in_rank_order(parts: list[torch.Tensor], *, out: torch.Tensor) -> None:
+    """Add up at least two parts, the first two first, each sum rounded to the parts' dtype."""
+    torch.add(parts[0], parts[1], out=out)
+    for part in parts[2:]:
+        out.add_(part)
+
+
+def _put_back(staged: torch.Tensor, x: torch.Tensor) -> None:
+    if staged is not x:
+        x.copy_(staged)

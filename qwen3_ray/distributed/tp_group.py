@@ -37,6 +37,7 @@ class TPGroup:
         timeout_s: float,
         name: str = "tp",
         exact: bool = True,
+        is_staged: bool = False,
     ) -> TPGroup:
         """Meet the other ranks at `store`; blocks until all are there. See `connect`.
 
@@ -55,6 +56,7 @@ class TPGroup:
             timeout_s=timeout_s,
             exact=exact,
             num_threads=torch.get_num_threads(),
+            is_staged=is_staged,
         )
         return TPGroup(rank, size, collectives)
 

@@ -24,9 +24,10 @@ class Engine:
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        num_lookahead_tokens: int = 0,
         grammars: GrammarCompiler | None = None,
     ) -> None:
-        """`grammars` are those that the executor follows; None if it cannot follow any."""
+        """See `Scheduler`. `grammars` are those that the executor follows, None if it cannot."""
         self.info = info
         self.grammars = grammars
         self._executor = executor
@@ -42,6 +43,7 @@ class Engine:
             max_model_len=info.max_model_len,
             eos_token_ids=info.eos_token_ids,
             num_speculative_tokens=num_speculative_tokens,
+            num_lookahead_tokens=num_lookahead_tokens,
         )
         self._num_steps = 0
         self._num_prompt_tokens = 0

@@ -7,6 +7,7 @@ from contextlib import suppress
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
 from qwen3_ray.distributed.control import Kind, StepControl, group_errors
+from qwen3_ray.engine.run_ahead import Graphs, RunAhead
 from qwen3_ray.errors import EngineError
 from qwen3_ray.runner.input_batch import build
 from qwen3_ray.runner.model_runner import ModelRunner
@@ -15,7 +16,10 @@ from qwen3_ray.sampling_params import SamplingParams
 
 
 class GroupExecutor:
-    """Rank 0 of the group: an `Executor` that lays steps out, leads the ranks, and samples."""
+    """Rank 0 of the group: an `Executor` that lays steps out, leads the ranks, and samples.
+
+    With `graphs`, which a group of one rank may have, steps run ahead where they can.
+    """
 
     def __init__(
         self,
@@ -25,12 +29,16 @@ class GroupExecutor:
         sampler: Sampler,
         num_blocks: int,
         block_size: int,
+        graphs: Graphs | None = None,
     ) -> None:
         self._control = control
         self._runner = runner
         self._sampler = sampler
         self._num_blocks = num_blocks
         self._block_size = block_size
+        self._run_ahead: RunAhead | None = None
+        if graphs is not None:
+            self._run_ahead = RunAhead(graphs, self._compute, block_size=block_size)
 
     @property
     def num_blocks(self) -> int:
@@ -44,6 +52,12 @@ class GroupExecutor:
 
     def execute(self, step: Step) -> list[Sampled]:
         """See `Executor`."""
+        if self._run_ahead is None:
+            return self._compute(step)
+        with group_errors(f"a step of {step.num_tokens} tokens failed"):
+            return self._run_ahead.execute(step)
+
+    def _compute(self, step: Step) -> list[Sampled]:
         arrays = build(step, self._block_size)
         self._control.send(Kind.STEP, arrays)
         with group_errors(f"a step of {step.num_tokens} tokens failed"):
@@ -69,7 +83,7 @@ class GroupExecutor:
         requests = [_warm_up_request(top_p) for top_p in (1.0, 0.9)]
         for num_new_tokens in (2, 1):
             scheduled = tuple(ScheduledRequest(request, num_new_tokens) for request in requests)
-            results = self.execute(Step(scheduled))
+            results = self._compute(Step(scheduled))
             for request, result in zip(requests, results, strict=True):
                 request.num_computed_tokens += num_new_tokens
                 request.token_ids.append(result.token_ids[0] if result.token_ids else 0)

@@ -19,14 +19,16 @@ from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.control import Kind, group_errors
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
+from qwen3_ray.engine.graphs import build_graphs, has_graphs
 from qwen3_ray.engine.group_executor import GroupExecutor
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
+from qwen3_ray.engine.run_ahead import NUM_LOOKAHEAD_TOKENS
 from qwen3_ray.engine.startup import Rank, start_rank
 from qwen3_ray.engine.stats import EngineInfo
 from qwen3_ray.errors import Qwen3RayError, RequestError
 from qwen3_ray.model.weights import weights_manifest
-from qwen3_ray.runner.sampler import METHOD, Sampler
+from qwen3_ray.runner.sampler import Sampler
 from qwen3_ray.text.grammar import GrammarCompiler
 from qwen3_ray.text.tokenizer import Tokenizer, find_tokenizer
 
@@ -43,6 +45,7 @@ def build_engine(
     rendezvous_dir: Path,
     on_progress: OnProgress = _ignore,
     check_peers: Callable[[], None] = lambda: None,
+    may_share_gpus: bool = False,
 ) -> Engine:
     """Build rank 0 and the engine around it, in the thread that will run its steps.
 
@@ -53,6 +56,7 @@ def build_engine(
         rendezvous_dir: private to these ranks, empty, on a file system that they share.
         on_progress: called in this thread.
         check_peers: called while waiting for the other ranks; raises if one will not come.
+        may_share_gpus: see `Rendezvous`; the same on every rank.
 
     Raises:
         ConfigError: the settings cannot work with this model, checkpoint or machine.
@@ -63,38 +67,48 @@ def build_engine(
         size=config.tensor_parallel_size,
         directory=rendezvous_dir,
         check_peers=check_peers,
+        may_share_gpus=may_share_gpus,
     )
     rank = start_rank(config, rendezvous, on_progress)
     tokenizer = None if config.skip_tokenizer_init else find_tokenizer(config.model_dir)
     grammars = _grammars(tokenizer, rank)
+    num_valid_token_ids = _num_valid_token_ids(tokenizer, rank)
     sampler = Sampler(
-        num_valid_token_ids=_num_valid_token_ids(tokenizer, rank),
+        num_valid_token_ids=num_valid_token_ids,
         device=rank.device,
         eos_token_ids=rank.model_config.eos_token_ids,
         grammars=grammars,
     )
+    graphs = build_graphs(rank, config, num_valid_token_ids)
     executor = GroupExecutor(
         control=rank.control,
         runner=rank.runner,
         sampler=sampler,
         num_blocks=rank.num_blocks,
         block_size=rank.kv_layout.block_size,
+        graphs=graphs,
     )
     executor.warm_up()
     on_progress(LoadProgress("ready"))
     return Engine(
         executor,
-        _engine_info(config, rank),
+        _engine_info(config, rank, sampler.method),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.num_tokens_of_a_step(rank.device.type),
         enable_prefix_caching=config.enable_prefix_caching,
         num_speculative_tokens=_num_speculative_tokens(config, rank),
+        num_lookahead_tokens=0 if graphs is None else NUM_LOOKAHEAD_TOKENS,
         grammars=grammars,
     )
 
 
 def serve_rank(
-    config: EngineConfig, rank: int, *, rendezvous_dir: Path, on_progress: OnProgress = _ignore
+    config: EngineConfig,
+    rank: int,
+    *,
+    rendezvous_dir: Path,
+    on_progress: OnProgress = _ignore,
+    may_share_gpus: bool = False,
 ) -> None:
     """Build one of the ranks 1 and up and compute what rank 0 says, until it says stop.
 
@@ -102,7 +116,12 @@ def serve_rank(
         ConfigError: as in `build_engine`.
         EngineError: rank 0 or another rank is gone.
     """
-    rendezvous = Rendezvous(rank=rank, size=config.tensor_parallel_size, directory=rendezvous_dir)
+    rendezvous = Rendezvous(
+        rank=rank,
+        size=config.tensor_parallel_size,
+        directory=rendezvous_dir,
+        may_share_gpus=may_share_gpus,
+    )
     parts = start_rank(config, rendezvous, on_progress)
     on_progress(LoadProgress("ready"))
     while True:
@@ -115,10 +134,13 @@ def serve_rank(
 
 
 def _num_speculative_tokens(config: EngineConfig, rank: Rank) -> int:
-    """Drafts are lossless in exact mode; elsewhere a row's bits may change with its batch."""
+    """Drafts are lossless in exact mode; elsewhere a row's bits may change with its batch.
+
+    Steps with drafts are not captured, which costs small batches more than drafts bring.
+    """
     if config.num_speculative_tokens is not None:
         return config.num_speculative_tokens
-    return 4 if rank.exact else 0
+    return 4 if rank.exact and not has_graphs(rank.model) else 0
 
 
 def _num_valid_token_ids(tokenizer: Tokenizer | None, rank: Rank) -> int:
@@ -138,7 +160,7 @@ def _grammars(tokenizer: Tokenizer | None, rank: Rank) -> GrammarCompiler | None
     return grammars
 
 
-def _engine_info(config: EngineConfig, rank: Rank) -> EngineInfo:
+def _engine_info(config: EngineConfig, rank: Rank, sampling: str) -> EngineInfo:
     layout = rank.kv_layout
     fingerprint = numerics_fingerprint(
         {
@@ -149,7 +171,7 @@ def _engine_info(config: EngineConfig, rank: Rank) -> EngineInfo:
             "block_size": layout.block_size,
             "kernels": rank.model.kernel_names,
             "exact": rank.exact,
-            "sampling": METHOD,
+            "sampling": sampling,
             "architecture": architecture_name(rank.device),
         }
     )

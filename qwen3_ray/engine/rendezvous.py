@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch._C import _distributed_c10d as c10d
 from qwen3_ray.distributed.control import StepControl, group_errors
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
-from qwen3_ray.errors import EngineError
+from qwen3_ray.errors import EngineError, ResourcesError
 
 CONNECT_TIMEOUT_S = 180.0
 """How long the first rank waits for the last one's process."""
@@ -36,6 +37,8 @@ class Rendezvous:
     size: int
     directory: Path
     check_peers: Callable[[], None] = lambda: None
+    may_share_gpus: bool = False
+    """Let ranks share a GPU and speak through the host: slow, for proofs on a machine of one."""
 
     def connect(
         self, device: torch.device, *, exact: bool, on_progress: OnProgress
@@ -44,6 +47,7 @@ class Rendezvous:
 
         Raises:
             EngineError: a rank did not come in time.
+            ResourcesError: ranks share a GPU and may not.
         """
         rank, size = self.rank, self.size
         if size == 1:
@@ -55,9 +59,17 @@ class Rendezvous:
         control = StepControl.rendezvous(
             store, rank, size, device=device, timeout_s=GROUP_TIMEOUT_S
         )
+        if device.type == "cuda" and not self.may_share_gpus:
+            check_gpus(control.values_of_ranks(_gpu_number(device)))
         with group_errors("the ranks did not meet"):
             tp = TPGroup.rendezvous(
-                store, rank, size, device=device, timeout_s=GROUP_TIMEOUT_S, exact=exact
+                store,
+                rank,
+                size,
+                device=device,
+                timeout_s=GROUP_TIMEOUT_S,
+                exact=exact,
+                is_staged=self.may_share_gpus,
             )
         return tp, control
 
@@ -75,3 +87,21 @@ class Rendezvous:
             if missing and time.monotonic() > deadline:
                 raise EngineError(f"ranks {missing} did not start within {CONNECT_TIMEOUT_S:g} s")
             time.sleep(_POLL_S)
+
+
+def check_gpus(numbers: Sequence[int]) -> None:
+    """Raise ResourcesError if two ranks have a GPU of the same number: NCCL refuses that."""
+    for rank, number in enumerate(numbers):
+        other = numbers.index(number)
+        if other < rank:
+            raise ResourcesError(
+                "tensor_parallel_size",
+                len(numbers),
+                f"needs as many GPUs, but ranks {other} and {rank} have the same one",
+            )
+
+
+def _gpu_number(device: torch.device) -> int:
+    """Names a GPU, whichever of them this process sees."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return int.from_bytes(hashlib.blake2b(uuid.encode(), digest_size=7).digest(), "little")

@@ -12,12 +12,14 @@ from qwen3_ray.config import EngineConfig
 from qwen3_ray.core.drafting import MAX_DECODE_ROWS
 from qwen3_ray.core.token_budget import PROMPT_LOGPROB_ROWS
 from qwen3_ray.distributed.control import StepControl, group_errors
+from qwen3_ray.engine.graphs import has_graphs
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
 from qwen3_ray.errors import ResourcesError
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weights import load_model
+from qwen3_ray.runner.device_stream import DeviceStream, use_own_stream
 from qwen3_ray.runner.memory import (
     KVLayout,
     MemoryBudget,
@@ -42,6 +44,8 @@ class Rank:
     exact: bool
     """Whether a row's bits do not depend on what is computed with it."""
     device: torch.device
+    stream: DeviceStream
+    """All that this rank's thread queues on its device."""
     kv_layout: KVLayout
     num_blocks: int
     max_model_len: int
@@ -59,11 +63,12 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
     model_config = ModelConfig.from_dir(config.model_dir)
     model_config.check_tensor_parallel(config.tensor_parallel_size)
     max_model_len = model_config.resolve_max_model_len(config.max_model_len)
-    device = choose_device(config, rendezvous.rank)
+    device = choose_device(config, rendezvous.rank, may_share=rendezvous.may_share_gpus)
+    stream = use_own_stream(device)
     if device.type == "cpu":
         set_num_threads(config)
     tp, control = rendezvous.connect(
-        device, exact=config.numerics != "fast", on_progress=on_progress
+        device, exact=config.is_exact_on(device.type), on_progress=on_progress
     )
     model = load_model(
         config,
@@ -85,14 +90,16 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
         head_dim=layout.head_dim,
         dtype=layout.dtype,
         device=device,
+        panels=model.kv_panels,
     )
     return Rank(
         model_config=model_config,
         model=model,
         control=control,
         runner=ModelRunner(model, kv_caches, layout.block_size),
-        exact=config.numerics != "fast" and model.exact,
+        exact=config.is_exact_on(device.type) and model.exact,
         device=device,
+        stream=stream,
         kv_layout=layout,
         num_blocks=num_blocks,
         max_model_len=max_model_len,
@@ -100,16 +107,16 @@ def start_rank(config: EngineConfig, rendezvous: Rendezvous, on_progress: OnProg
     )
 
 
-def choose_device(config: EngineConfig, rank: int) -> torch.device:
+def choose_device(config: EngineConfig, rank: int, *, may_share: bool = False) -> torch.device:
     """This rank's device. A process that sees one GPU uses it, else rank `i` uses GPU `i`.
 
     Raises:
-        ResourcesError: CUDA is asked for and there are too few GPUs.
+        ResourcesError: CUDA is asked for and there are too few GPUs, which ranks may not share.
     """
     num_gpus = torch.cuda.device_count()
     if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
         return torch.device("cpu")
-    index = 0 if num_gpus == 1 else rank
+    index = rank % num_gpus if may_share and num_gpus else 0 if num_gpus == 1 else rank
     if index >= num_gpus:
         raise ResourcesError(
             "device",
@@ -178,6 +185,8 @@ def _agree_on_num_blocks(
             own = measure_step_bytes(
                 model, layout, largest_step(config, max_model_len, model.device)
             )
+        if has_graphs(model):
+            own *= 2  # they keep the memory of their largest step, beside that of plain steps
         step_bytes = max(control.values_of_ranks(own))  # and no rank is in its trial any more
         budget = memory_budget(
             model.device, num_local_ranks=config.tensor_parallel_size, step_bytes=step_bytes

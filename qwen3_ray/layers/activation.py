@@ -1,4 +1,4 @@
-"""SwiGLU's gate in plain torch: the oracle of the CPU kernel, and what CUDA runs."""
+"""SwiGLU's gate in plain torch: the oracle of the kernels, and what runs without any."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class FusedLayers:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `LayerStack`."""
         num_rows, hidden_size = delta.shape
-        shape = self._shape(hidden_size, metadata.block_size)
+        shape = self._shape(hidden_size, kv_caches[0])
         table = self._table.copy()
         table[:, numba_layers.KEY_CACHE] = [cache.key.data_ptr() for cache in kv_caches]
         table[:, numba_layers.VALUE_CACHE] = [cache.value.data_ptr() for cache in kv_caches]
@@ -86,7 +86,6 @@ class FusedLayers:
             num_rows * self._operations_per_row,
             sync,
             table,
-            kv_caches[0].key.shape[0],
             shape,
             rows,
             self._cos_sin,
@@ -100,7 +99,7 @@ class FusedLayers:
         result = torch.from_numpy(wide_delta)[:, :hidden_size]
         return result.contiguous(), torch.from_numpy(scratch.residual)
 
-    def _shape(self, hidden_size: int, block_size: int) -> LayerShape:
+    def _shape(self, hidden_size: int, cache: KVCache) -> LayerShape:
         norm, matrices = self._layers[0].qk_norm, self._matrices[0]
         head_dim = norm.q_weight.shape[0]
         return LayerShape(
@@ -109,7 +108,8 @@ class FusedLayers:
             num_kv_heads=self._num_kv_heads,
             head_dim=head_dim,
             intermediate_size=matrices.down.in_features,
-            block_size=block_size,
+            block_size=cache.value.shape[3],
+            kv_element_bytes=cache.key.element_size(),
             eps=np.float32(norm.eps),
             score_scale=score_scale(head_dim),
         )

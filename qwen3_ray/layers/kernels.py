@@ -1,22 +1,26 @@
-"""Who computes what lies between the linears: one Protocol, plain torch and Numba."""
+"""Who computes what lies between the linears: one Protocol; plain torch, Numba and Triton."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
 
-from qwen3_ray.attention.base import AttentionBackend
+from qwen3_ray.attention.base import AttentionBackend, AttentionMetadata, KVCache
 from qwen3_ray.attention.reference import ReferenceAttention
+from qwen3_ray.config import Quantization
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import activation, moe, norm, rotary
 from qwen3_ray.layers.layer_stack import DenseLayer, LayerStack
 from qwen3_ray.layers.linear import Packer
-from qwen3_ray.layers.moe import ExpertRows, Routing
+from qwen3_ray.layers.moe import ExpertRows, ExpertStack, Routing
 from qwen3_ray.layers.rotary import QKNorm
 
-KernelChoice = Literal["auto", "reference", "numba"]
+KernelChoice = Literal["auto", "reference", "numba", "triton"]
+
+logger = logging.getLogger(__name__)
 
 
 class Kernels(Protocol):
@@ -27,11 +31,17 @@ class Kernels(Protocol):
     """Whether a row's bits depend on that row alone, in everything here."""
     attention: AttentionBackend
 
-    def packer(self, *, halves: bool) -> Packer | None:
-        """How these kernels want weights, in halves if they may; None: as they are."""
+    def packer(self, *, halves: bool, dtype: torch.dtype, device: torch.device) -> Packer | None:
+        """How these kernels want weights; None: as they are.
 
-    def quantizer(self) -> Packer | None:
-        """How these kernels quantise weights to eight bits; None if they cannot."""
+        Args:
+            halves: whether the CPU's may be rounded to float16, where that loses next to nothing.
+            dtype: of activations.
+            device: where the model lives.
+        """
+
+    def quantizer(self, quantization: Quantization, device: torch.device) -> Packer | None:
+        """How these kernels quantise weights; None if they cannot, or not on that device."""
 
     def fuse(
         self,
@@ -50,20 +60,45 @@ class Kernels(Protocol):
             tp: whose ranks sum up what the layers give.
         """
 
+    def stack_experts(
+        self,
+        routing: Routing,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> ExpertStack | None:
+        """Room for a layer's experts of this rank, if these kernels compute them all at once.
+
+        Args:
+            routing: how rows choose them.
+            hidden_size: of the model.
+            intermediate_size: of one expert.
+            dtype: of weights and activations.
+            device: where they are.
+        """
+
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
         """See `norm.add_rms_norm`."""
 
-    def qk_norm_rope(
+    def qk_norm_rope_write(
         self,
         qkv: torch.Tensor,
         positions: torch.Tensor,
         norm: QKNorm,
         cos_sin: torch.Tensor,
         num_kv_heads: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See `rotary.qk_norm_rope`."""
+        *,
+        cache: KVCache,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """The queries of `rotary.qk_norm_rope`; its keys and values go into `cache`.
+
+        See `AttentionBackend.write_kv` for the last two arguments.
+        """
 
     def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See `activation.silu_and_mul`."""
@@ -91,10 +126,26 @@ class ReferenceKernels:
         self.route = moe.route
         self.add_weighted = moe.add_weighted
 
-    def packer(self, *, halves: bool) -> None:
+    def qk_norm_rope_write(
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        norm: QKNorm,
+        cos_sin: torch.Tensor,
+        num_kv_heads: int,
+        *,
+        cache: KVCache,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """See `Kernels`."""
+        q, k, v = self.qk_norm_rope(qkv, positions, norm, cos_sin, num_kv_heads)
+        self.attention.write_kv(k, v, cache, metadata)
+        return q
+
+    def packer(self, *, halves: bool, dtype: torch.dtype, device: torch.device) -> None:
         """See `Kernels`."""
 
-    def quantizer(self) -> None:
+    def quantizer(self, quantization: Quantization, device: torch.device) -> None:
         """See `Kernels`."""
 
     def fuse(
@@ -107,14 +158,46 @@ class ReferenceKernels:
     ) -> None:
         """See `Kernels`."""
 
+    def stack_experts(
+        self,
+        routing: Routing,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """See `Kernels`."""
 
-def select_kernels(choice: KernelChoice, device: torch.device) -> Kernels:
-    """`auto` is numba on CPU, with as many threads as torch, and reference on CUDA.
 
-    Numba is imported only if it is chosen.
+def select_kernels(choice: KernelChoice, device: torch.device, *, exact: bool = True) -> Kernels:
+    """`auto` is numba on CPU, with as many threads as torch, and triton on CUDA.
+
+    Without Triton, `auto` is reference there. Numba and Triton are imported only if chosen.
+
+    Args:
+        choice: triton works on the CPU, too, if it is told to interpret.
+        device: where the model lives.
+        exact: of triton's kernels those whose rows' bits depend on no other row; those of the
+            CPU are always such, and plain torch never is.
     """
-    if choice == "reference" or (choice == "auto" and device.type != "cpu"):
-        return ReferenceKernels()
-    from qwen3_ray.layers.numba_kernels import NumbaKernels  # noqa: PLC0415 - slow to import
+    if choice == "auto":
+        choice = "numba" if device.type == "cpu" else _best_on_gpu()
+    if choice == "triton":
+        from qwen3_ray.layers.triton_kernels import TritonKernels  # noqa: PLC0415 - optional
 
-    return NumbaKernels(torch.get_num_threads())
+        return TritonKernels(exact=exact)
+    if choice == "numba":
+        from qwen3_ray.layers.numba_kernels import NumbaKernels  # noqa: PLC0415 - slow to import
+
+        return NumbaKernels(torch.get_num_threads())
+    return ReferenceKernels()
+
+
+def _best_on_gpu() -> KernelChoice:
+    try:
+        import qwen3_ray.layers.triton_kernels  # noqa: F401, PLC0415 - optional
+    except ImportError as error:
+        logger.warning("plain torch computes, slower and not exact: no Triton (%s)", error)
+        return "reference"
+    return "triton"

@@ -1,12 +1,12 @@
 """Choosing experts for rows and adding up what they say, in plain torch.
 
-The oracle of the CPU kernels, and what CUDA runs. The experts' products lie between the two steps:
-each expert sees the rows that chose it, in order, and its result is added before the next one's.
+The oracle of all kernels. The experts' products lie between the two steps: each expert sees the
+rows that chose it, in order, and its result is added before the next one's.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -31,6 +31,26 @@ class ExpertRows(NamedTuple):
     """[starts[-1]] int32, indices of rows."""
     weights: torch.Tensor
     """[starts[-1]] float32, the expert's share in its row's result."""
+
+
+class ExpertStack(Protocol):
+    """A rank's experts of one layer, in the form of kernels that compute all of them at once."""
+
+    def load(self, index: int, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> None:
+        """Copy the weights of local expert `index`, from any device and dtype.
+
+        Gate and up projection are [intermediate_size, hidden_size], down is the other way round.
+
+        Raises:
+            ValueError: an element is NaN or infinite.
+        """
+
+    def forward(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Rows [num_rows, hidden_size] -> the weighted sums of what their experts here say.
+
+        Rows choose by the gate's `logits`, [num_rows, number of all experts]; for those that chose
+        none of this rank's experts all is 0. Nothing waits for the device.
+        """
 
 
 def route(logits: torch.Tensor, routing: Routing) -> ExpertRows:

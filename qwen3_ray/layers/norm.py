@@ -1,4 +1,4 @@
-"""RMSNorm in plain torch: the oracle of the CPU kernels, and what CUDA runs."""
+"""RMSNorm in plain torch: the oracle of the kernels, and what runs without any."""
 
 from __future__ import annotations
 

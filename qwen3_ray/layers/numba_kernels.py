@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from qwen3_ray.attention.base import AttentionBackend
+from qwen3_ray.attention.base import AttentionBackend, AttentionMetadata, KVCache
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
+from qwen3_ray.config import Quantization
 from qwen3_ray.cpu.features import check_features
 from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.distributed.numba_lanes import SharedSum
@@ -39,13 +40,23 @@ class NumbaKernels:
         self._pool = ThreadPool(num_threads)
         self.attention: AttentionBackend = NumbaPagedAttention(self._pool)
 
-    def packer(self, *, halves: bool) -> Packer:
-        """See `Kernels`."""
+    def packer(
+        self,
+        *,
+        halves: bool,
+        dtype: torch.dtype,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> Packer:
+        """See `Kernels`; activations are float32, on the CPU."""
         return partial(PackedMatrix, pool=self._pool, halves=halves)
 
-    def quantizer(self) -> Packer:
+    def quantizer(
+        self,
+        quantization: Quantization,
+        device: torch.device,  # noqa: ARG002
+    ) -> Packer | None:
         """See `Kernels`."""
-        return partial(QuantizedMatrix, pool=self._pool)
+        return partial(QuantizedMatrix, pool=self._pool) if quantization == "int8" else None
 
     def fuse(
         self,
@@ -68,6 +79,17 @@ class NumbaKernels:
             pool=self._pool,
         )
 
+    def stack_experts(
+        self,
+        routing: Routing,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """See `Kernels`."""
+
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
@@ -84,15 +106,18 @@ class NumbaKernels:
         )
         return out
 
-    def qk_norm_rope(
+    def qk_norm_rope_write(
         self,
         qkv: torch.Tensor,
         positions: torch.Tensor,
         norm: QKNorm,
         cos_sin: torch.Tensor,
         num_kv_heads: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See `rotary.qk_norm_rope`."""
+        *,
+        cache: KVCache,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """See `Kernels`."""
         num_rows, head_dim = qkv.shape[0], norm.q_weight.shape[0]
         num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
         q = torch.empty(num_rows, num_heads, head_dim)
@@ -110,7 +135,8 @@ class NumbaKernels:
             k.numpy(),
             v.numpy(),
         )
-        return q, k, v
+        self.attention.write_kv(k, v, cache, metadata)
+        return q
 
     def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See `activation.silu_and_mul`."""

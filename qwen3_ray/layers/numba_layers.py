@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qwen3_ray.attention.numba_attention import attend, write_kv
+from qwen3_ray.attention.numba_attention import Blocks, attend, write_kv
 from qwen3_ray.cpu.compiler import njit
-from qwen3_ray.cpu.numba_arrays import address_of, cache_at, floats_at
+from qwen3_ray.cpu.numba_arrays import address_of, floats_at
 from qwen3_ray.cpu.numba_callee import callee
 from qwen3_ray.cpu.numba_sync import atomic_add, atomic_load, atomic_store, relax
-from qwen3_ray.cpu.numba_tiles import LANES, UNROLL
+from qwen3_ray.cpu.numba_tiles import UNROLL
 from qwen3_ray.distributed.numba_lanes import SharedSum, sum_over_ranks
 from qwen3_ray.layers.numba_linear import interleave, interleaved, multiply
 from qwen3_ray.layers.numba_rows import add_and_normalise, gate_and_multiply, qk_norm_rope
@@ -49,6 +49,7 @@ class LayerShape(NamedTuple):
     head_dim: int
     intermediate_size: int
     block_size: int
+    kv_element_bytes: int
     eps: np.float32
     score_scale: np.float32
     """Of attention scores, as the power of two that they are."""
@@ -86,7 +87,6 @@ def run_layers(
     num_parts: int,
     sync: _Words,
     table: _Words,
-    num_blocks: int,
     shape: LayerShape,
     rows: StepRows,
     cos_sin: _Floats,
@@ -102,7 +102,6 @@ def run_layers(
     Args:
         sync: zeros, [FIRST_COUNTER + num_layers * COUNTERS_PER_LAYER].
         table: [num_layers, NUM_COLUMNS].
-        num_blocks: of the caches.
         shape: of the layers.
         rows: of the step.
         cos_sin: see `rotary.build_cos_sin`.
@@ -112,29 +111,28 @@ def run_layers(
         quantized: True if all matrices are bytes with scales, None if none is.
     """
     words = address_of(sync)
-    num_rows, hidden_size = scratch.residual.shape
-    heads = (num_blocks, shape.num_kv_heads)
-    key_shape = (*heads, shape.block_size // LANES, shape.head_dim, LANES)
-    value_shape = (*heads, shape.head_dim // LANES, shape.block_size, LANES)
+    hidden_size = scratch.residual.shape[1]
     attended = scratch.flat_attended
     turn = 0
     for layer in range(table.shape[0]):
         columns = table[layer]
         counter = words + (FIRST_COUNTER + layer * COUNTERS_PER_LAYER) * _WORD_BYTES
-        keys = cache_at(columns[KEY_CACHE], key_shape)
-        values = cache_at(columns[VALUE_CACHE], value_shape)
+        blocks = Blocks(
+            columns[KEY_CACHE], columns[VALUE_CACHE], shape.num_kv_heads, shape.block_size,
+            shape.head_dim, shape.kv_element_bytes,
+        )  # fmt: skip
         _add_norm(part, num_parts, delta, columns[INPUT_NORM], shape, scratch)
         turn = _meet(words, num_parts, turn)
         _product(
             part, num_parts, counter, columns[QKV:], hidden_size, scratch, scratch.qkv, quantized
         )
         turn = _meet(words, num_parts, turn)
-        _rotate_and_write(part, num_parts, columns, keys, values, shape, rows, cos_sin, scratch)
+        _rotate_and_write(part, num_parts, columns, blocks, shape, rows, cos_sin, scratch)
         turn = _meet(words, num_parts, turn)
         counter += _WORD_BYTES
         attend(
-            part, num_parts, counter, scratch.q, keys, values, rows.query_start_loc, rows.seq_lens,
-            rows.block_tables, num_rows, shape.score_scale, scratch.attended,
+            part, num_parts, counter, scratch.q, blocks, rows.query_start_loc, rows.seq_lens,
+            rows.block_tables, shape.score_scale, scratch.attended,
         )  # fmt: skip
         turn = _meet(words, num_parts, turn)
         interleave(part, num_parts, attended, _padded(attended.shape[1]), scratch.tiles)
@@ -231,8 +229,7 @@ def _rotate_and_write(
     part: int,
     num_parts: int,
     columns: _Words,
-    keys: _Floats,
-    values: _Floats,
+    blocks: Blocks,
     shape: LayerShape,
     rows: StepRows,
     cos_sin: _Floats,
@@ -245,9 +242,7 @@ def _rotate_and_write(
         part, num_parts, scratch.qkv, rows.positions, q_norm, k_norm, shape.eps, cos_sin, scratch.q,
         scratch.k, scratch.v,
     )  # fmt: skip
-    write_kv(
-        part, num_parts, scratch.k, scratch.v, keys, values, rows.slot_mapping, scratch.k.shape[0]
-    )
+    write_kv(part, num_parts, scratch.k, scratch.v, blocks, rows.slot_mapping)
 
 
 @callee

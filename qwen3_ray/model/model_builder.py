@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from qwen3_ray.layers.linear import (
     RowParallelLinear,
     is_finite,
 )
-from qwen3_ray.layers.moe import Routing
+from qwen3_ray.layers.moe import ExpertStack, Routing
 from qwen3_ray.layers.rotary import QKNorm, build_cos_sin
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.moe_config import MoEConfig
@@ -29,7 +30,7 @@ from qwen3_ray.model.qwen3 import (
     Norm,
     Qwen3ForCausalLM,
 )
-from qwen3_ray.model.qwen3_moe import Expert, SparseMLP
+from qwen3_ray.model.qwen3_moe import Expert, SparseMLP, StackedMLP
 from qwen3_ray.model.shard import Shard, Span
 from qwen3_ray.model.weight_reader import Slice, WeightReader
 
@@ -131,17 +132,34 @@ class ModelBuilder:
                 kernels=self.kernels,
             )
         span, whole = self.shard.experts, Span(0, moe.moe_intermediate_size)
+        # Small, and a change in it may send a row to other experts.
+        gate = self._matrix(self.reader.whole(f"{prefix}.gate.weight"), may_quantize=False)
+        routing = Routing(moe.num_experts_per_tok, moe.norm_topk_prob, span.start, span.size)
+        names = [f"{prefix}.experts.{index}" for index in range(span.start, span.stop)]
+        stack = self.kernels.stack_experts(
+            routing,
+            hidden_size=self.config.hidden_size,
+            intermediate_size=whole.size,
+            dtype=self.matrices.dtype,
+            device=self.matrices.device,
+        )
+        if stack is not None:
+            for index, name in enumerate(names):
+                self._load_expert(stack, index, name)
+            return StackedMLP(gate=gate, experts=stack, tp=self.tp)
         return SparseMLP(
-            # Small, and a change in it may send a row to other experts.
-            gate=self._matrix(self.reader.whole(f"{prefix}.gate.weight"), may_quantize=False),
-            experts=[
-                Expert(*self._swiglu(f"{prefix}.experts.{index}", whole))
-                for index in range(span.start, span.stop)
-            ],
-            routing=Routing(moe.num_experts_per_tok, moe.norm_topk_prob, span.start, span.size),
+            gate=gate,
+            experts=[Expert(*self._swiglu(name, whole)) for name in names],
+            routing=routing,
             kernels=self.kernels,
             tp=self.tp,
         )
+
+    def _load_expert(self, stack: ExpertStack, index: int, prefix: str) -> None:
+        parts = [self.reader.whole(f"{prefix}.{x}_proj.weight") for x in ("gate", "up", "down")]
+        gate, up, down = (part.tensor for part in parts)
+        with _taking(parts):
+            stack.load(index, gate, up, down)
 
     def _swiglu(self, prefix: str, span: Span) -> tuple[Matrix, Matrix]:
         """Gate and up projection in one, and down projection, for the columns `span` between."""
@@ -162,15 +180,25 @@ class ModelBuilder:
     ) -> Matrix:
         """The rows of `parts`, and of `padding`, one below the other."""
         weights = [part.tensor for part in parts] + ([] if padding is None else [padding])
-        try:
-            matrix = self.matrices.build(*weights, may_quantize=may_quantize)
-        except ValueError:
-            for part in parts:
-                _check(part)
-            raise
+        with _taking(parts):
+            return self.matrices.build(*weights, may_quantize=may_quantize)
+
+
+@contextmanager
+def _taking(parts: Sequence[Slice]) -> Iterator[None]:
+    """Takes up the weights of `parts`, whose pages are given back after it.
+
+    Raises:
+        CheckpointError: ValueError was raised within; names the part with NaN or infinity.
+    """
+    try:
+        yield
+    except ValueError:
         for part in parts:
-            part.release()
-        return matrix
+            _check(part)
+        raise
+    for part in parts:
+        part.release()
 
 
 def _check(part: Slice) -> None:

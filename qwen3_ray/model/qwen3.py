@@ -46,10 +46,16 @@ class Attention:
     ) -> torch.Tensor:
         """[num_rows, hidden_size] -> the same, summed over the ranks."""
         qkv = self.qkv_proj.forward(x)
-        q, k, v = self.kernels.qk_norm_rope(qkv, positions, self.norm, cos_sin, self.num_kv_heads)
-        attention = self.kernels.attention
-        attention.write_kv(k, v, cache, metadata)
-        return self.o_proj.forward(attention.attend(q, cache, metadata).flatten(1))
+        q = self.kernels.qk_norm_rope_write(
+            qkv,
+            positions,
+            self.norm,
+            cos_sin,
+            self.num_kv_heads,
+            cache=cache,
+            metadata=metadata,
+        )
+        return self.o_proj.forward(self.kernels.attention.attend(q, cache, metadata).flatten(1))
 
 
 class FeedForward(Protocol):
@@ -59,7 +65,7 @@ class FeedForward(Protocol):
         """[num_rows, hidden_size] -> the same, summed over the ranks by one all-reduce."""
 
     def matrices(self) -> Iterator[Matrix]:
-        """All linear weights."""
+        """All linear weights, but for those that the kernels keep themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +144,11 @@ class Qwen3ForCausalLM:
     def is_fused(self) -> bool:
         """Whether all layers run in one call."""
         return self._stack is not None
+
+    @property
+    def kv_panels(self) -> bool:
+        """Whether its KV caches lie in panels; see `AttentionBackend`."""
+        return self._kernels.attention.panels
 
     @property
     def kernel_names(self) -> str:

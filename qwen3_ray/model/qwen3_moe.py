@@ -12,7 +12,7 @@ import torch
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.kernels import Kernels
 from qwen3_ray.layers.linear import Matrix
-from qwen3_ray.layers.moe import Routing
+from qwen3_ray.layers.moe import ExpertStack, Routing
 
 
 class Expert(NamedTuple):
@@ -56,3 +56,21 @@ class SparseMLP:
         yield self.gate
         for expert in self.experts:
             yield from expert
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackedMLP:
+    """As `SparseMLP`, with kernels that compute all of the rank's experts at once."""
+
+    gate: Matrix
+    """[num_experts, hidden_size]; the same on every rank."""
+    experts: ExpertStack
+    tp: TPGroup
+
+    def forward(self, x: torch.Tensor, /) -> torch.Tensor:
+        """See `FeedForward`."""
+        return self.tp.all_reduce(self.experts.forward(x, self.gate.matmul(x)))
+
+    def matrices(self) -> Iterator[Matrix]:
+        """See `FeedForward`."""
+        yield self.gate

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import torch
 
-from qwen3_ray.config import EngineConfig
+from qwen3_ray.config import EngineConfig, Quantization
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.errors import ConfigError
 from qwen3_ray.layers.kernels import KernelChoice, Kernels, select_kernels
-from qwen3_ray.layers.linear import MatrixFormat
+from qwen3_ray.layers.linear import MatrixFormat, Packer
 from qwen3_ray.model.model_builder import ModelBuilder
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
@@ -38,13 +38,13 @@ def load_model(
     """Build this rank's share of the model from `engine_config.model_dir`.
 
     Args:
-        engine_config: model_dir, dtype, quantization, kv_cache_dtype and max_model_len are
-            read.
+        engine_config: model_dir, dtype, quantization, kv_cache_dtype, numerics and max_model_len
+            are read.
         model_config: what config.json said.
         tp: this rank's group; no collective is called here.
         on_progress: called with (bytes done, bytes in all) of this rank's tensors.
         device: where the model lives; None for the CPU.
-        kernels: `reference` is plain torch; `auto` is numba on CPU, reference on CUDA.
+        kernels: see `select_kernels`.
 
     Raises:
         CheckpointError: a file or tensor is missing, damaged or does not fit `model_config`.
@@ -52,7 +52,7 @@ def load_model(
     """
     model_config.check_tensor_parallel(tp.size)
     device = device or torch.device("cpu")
-    chosen = select_kernels(kernels, device)
+    chosen = select_kernels(kernels, device, exact=engine_config.is_exact_on(device.type))
     matrices = _matrix_format(engine_config, model_config, device, chosen)
     builder = ModelBuilder(
         config=model_config,
@@ -88,18 +88,26 @@ def _matrix_format(
     device: torch.device,
     kernels: Kernels,
 ) -> MatrixFormat:
+    dtype = _activation_dtype(engine_config, model_config, device, kernels)
+    return MatrixFormat(
+        dtype,
+        device,
+        kernels.packer(halves=engine_config.dtype == "auto", dtype=dtype, device=device),
+        _quantizer(engine_config.quantization, device, kernels),
+    )
+
+
+def _activation_dtype(
+    engine_config: EngineConfig,
+    model_config: ModelConfig,
+    device: torch.device,
+    kernels: Kernels,
+) -> torch.dtype:
     dtype, kv_dtype = engine_config.dtype, engine_config.kv_cache_dtype
-    quantize = kernels.quantizer() if engine_config.quantization == "int8" else None
-    if engine_config.quantization != "none" and quantize is None:
-        raise ConfigError(
-            "quantization",
-            engine_config.quantization,
-            f"int8 weights are for the CPU's kernels: those here are {kernels.name}, "
-            f"on {device.type}",
-        )
     if device.type != "cpu":
-        name = model_config.dtype if dtype == "auto" else dtype
-        return MatrixFormat(getattr(torch, name), device)
+        return getattr(torch, model_config.dtype if dtype == "auto" else dtype)
+    if kernels.name.startswith("triton"):  # a GPU's, interpreted
+        return torch.float32 if dtype == "auto" else getattr(torch, dtype)
     if dtype not in {"auto", "float32"}:
         raise ConfigError(
             "dtype",
@@ -107,6 +115,23 @@ def _matrix_format(
             "on CPU only auto (fp16 weights, fp32 activations) and float32 are served: CPUs "
             "without 16-bit units compute 16-bit activations many times slower",
         )
-    if kv_dtype not in {"auto", "float32"}:
-        raise ConfigError("kv_cache_dtype", kv_dtype, "on CPU only auto and float32 are served")
-    return MatrixFormat(torch.float32, device, kernels.packer(halves=dtype == "auto"), quantize)
+    if kv_dtype == "bfloat16":
+        raise ConfigError(
+            "kv_cache_dtype", kv_dtype, "on CPU only auto, float32 and float16 are served"
+        )
+    return torch.float32
+
+
+def _quantizer(quantization: Quantization, device: torch.device, kernels: Kernels) -> Packer | None:
+    if quantization == "none":
+        return None
+    quantize = kernels.quantizer(quantization, device)
+    if quantize is None:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        raise ConfigError(
+            "quantization",
+            quantization,
+            "int8 weights are for the CPU's kernels, fp8 weights for Triton's on CUDA devices of "
+            f"compute capability 8.9 and above: those here are {kernels.name}, on {name}",
+        )
+    return quantize

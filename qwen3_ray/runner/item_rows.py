@@ -18,6 +18,11 @@ _NOTHING_LEFT = (
 )
 
 
+def simple_result(token_id: int) -> Sampled:
+    """What a request gets that wants one token and nothing more; no token was banned."""
+    return Sampled((token_id,)) if token_id >= 0 else Sampled(problem=_NOT_FINITE)
+
+
 class ItemRows(NamedTuple):
     """The rows of `item`: from `start` on those that score its prompt, then those that sample."""
 

@@ -95,6 +95,7 @@ class _Probe:
             head_dim=layout.head_dim,
             dtype=layout.dtype,
             device=model.device,
+            panels=model.kv_panels,
         )
         self._runner = ModelRunner(model, caches, layout.block_size)
         self._block_size = layout.block_size

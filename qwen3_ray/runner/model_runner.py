@@ -39,16 +39,30 @@ class ModelRunner:
             slot_mapping=self._to_device(arrays.slot_mapping),
             block_size=self._block_size,
         )
-        hidden = self._model.forward(
-            self._to_device(arrays.input_ids),
-            self._to_device(arrays.positions),
-            self._kv_caches,
-            metadata,
-        )
+        input_ids, positions = map(self._to_device, (arrays.input_ids, arrays.positions))
         if arrays.num_logits == 0:
+            self._model.forward(input_ids, positions, self._kv_caches, metadata)
             return None
         rows = self._to_device(arrays.logits_indices)
-        return self._model.compute_logits(hidden.index_select(0, rows))
+        return self.forward(input_ids, positions, metadata, rows)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: AttentionMetadata,
+        logits_indices: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """A step whose inputs are on the device: logits of the rows named, or of all.
+
+        Returns:
+            As `execute`.
+        """
+        hidden = self._model.forward(input_ids, positions, self._kv_caches, metadata)
+        if logits_indices is not None:
+            hidden = hidden.index_select(0, logits_indices)
+        return self._model.compute_logits(hidden)
 
     def _to_device(self, values: Int32s) -> torch.Tensor:
         return torch.from_numpy(values).to(self._model.device)

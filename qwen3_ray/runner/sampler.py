@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
-from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.errors import RequestError
-from qwen3_ray.runner import reference_sampling
+from qwen3_ray.layers.kernels import KernelChoice
 from qwen3_ray.runner.constraints import Constraints, has_constraints
 from qwen3_ray.runner.grammar_masks import GrammarMasks, Grammars
 from qwen3_ray.runner.item_rows import ItemRows
 from qwen3_ray.runner.sampling_rows import (
     NO_EDITS,
-    Outcome,
     RowEdits,
-    SamplingRows,
     SamplingRowsBuilder,
     packed_row,
 )
+from qwen3_ray.runner.sampling_way import select_sampling
 
-METHOD = (
-    "philox4x32-10, inverse CDF in id order, fp64 sums of blocks of 256, fp32 weights to choose "
-    "a block where nothing is cut"
-)
-"""Names the way of sampling in the numerics fingerprint."""
 _WORD_BITS = 32
-_OPERATIONS_PER_LOGIT = 10
 
 
 @dataclass(slots=True)
@@ -49,8 +39,7 @@ class _Kept:
 class Sampler:
     """Samples ids below `num_valid_token_ids`; no request's result depends on another one.
 
-    Keeps what it needs of a request for as long as its state lives. Used by one thread. On CPU the
-    Numba kernel does the work, elsewhere torch by sorting.
+    Keeps what it needs of a request for as long as its state lives. Used by one thread.
     """
 
     def __init__(
@@ -60,14 +49,19 @@ class Sampler:
         device: torch.device,
         eos_token_ids: frozenset[int] = frozenset(),
         grammars: Grammars | None = None,
+        kernels: KernelChoice = "auto",
     ) -> None:
+        """`kernels`: see `select_sampling`; `device` is that of the logits."""
         self._num_valid_token_ids = num_valid_token_ids
         self._eos_token_ids = eos_token_ids
         self._grammars = grammars
         self._kept: WeakKeyDictionary[RequestState, _Kept] = WeakKeyDictionary()
-        self._cpu: _CpuSampling | None = None
-        if device.type == "cpu":
-            self._cpu = _CpuSampling()
+        self._way = select_sampling(kernels, device)
+
+    @property
+    def method(self) -> str:
+        """Names the way of sampling in the numerics fingerprint."""
+        return self._way.method
 
     def sample(self, logits: torch.Tensor, step: Step) -> list[Sampled]:
         """What each request of `step` gets, in its order.
@@ -82,11 +76,7 @@ class Sampler:
         builder = SamplingRowsBuilder(num_words=-(-logits.shape[1] // _WORD_BITS))
         items = [self._add_rows(item, builder) for item in step.scheduled]
         rows = builder.build()
-        if self._cpu is not None:
-            outcome = self._cpu.sample(logits, self._num_valid_token_ids, rows)
-        else:
-            known = logits[: len(builder), : self._num_valid_token_ids]
-            outcome = reference_sampling.sample(known, rows)
+        outcome = self._way.sample(logits, self._num_valid_token_ids, rows)
         token_ids: list[int] = outcome.token_ids.tolist()
         return [item.result(outcome, token_ids) for item in items]
 
@@ -145,31 +135,3 @@ class Sampler:
             raise RequestError("structured_outputs", "need a model with a tokenizer")
         matcher = self._grammars.compile(spec).matcher()
         return GrammarMasks(matcher, self._eos_token_ids, num_words)
-
-
-class _CpuSampling:
-    """The Numba kernel, on as many threads as torch has in the thread that builds this."""
-
-    def __init__(self) -> None:
-        # Loaded here: a GPU machine may have no Numba.
-        self._kernel = import_module("qwen3_ray.runner.numba_sampling").sample_rows
-        self._pool = ThreadPool(torch.get_num_threads())
-
-    def sample(
-        self, logits: torch.Tensor, num_valid_token_ids: int, batch: SamplingRows
-    ) -> Outcome:
-        """As `reference_sampling.sample`, on the first of the logits' rows and columns."""
-        rows = batch.rows
-        outcome = Outcome.empty(len(rows), min(batch.max_num_top, num_valid_token_ids))
-        # The dearest rows first, in turns, so that threads end together.
-        cost = (rows["temperature"] > 0) * 1 + (rows["top_p"] < 1) * 2 + (rows["num_top"] >= 0) * 1
-        self._pool.run(
-            self._kernel,
-            _OPERATIONS_PER_LOGIT * len(rows) * num_valid_token_ids,
-            logits.contiguous().numpy(),
-            num_valid_token_ids,
-            np.argsort(-cost, kind="stable"),
-            batch,
-            outcome,
-        )
-        return outcome

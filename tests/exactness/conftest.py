@@ -17,6 +17,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 @pytest.fixture(scope="session")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The same with keys and values in float16."""
+    model_dir = make_checkpoint(tmp_path_factory.mktemp("halves"))
+    with running(model_dir, block_size=16, kv_cache_dtype="float16") as rig:
+        yield rig
+
+
+@pytest.fixture(scope="session")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """A mixture of experts: how many rows share an expert's product depends on the batch."""
     with running(make_checkpoint(tmp_path_factory.mktemp("moe"), TINY_MOE)) as rig:

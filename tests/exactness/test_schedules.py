@@ -39,6 +39,18 @@ def test_a_batch_by_chunks_gives_each_what_it_gets_alone(tiny: Rig, batch: int, 
         assert_same(answers[str(index)], tiny.alone(spec), spec)
 
 
+def test_keys_and_values_in_halves_are_as_exact_and_tell_themselves_apart(
+    halves: Rig, tiny: Rig
+) -> None:
+    specs = make_specs(halves.info.vocab_size, NUM_OUTPUT_TOKENS)
+    arrivals = [Arrival(spec.request(str(i)), at_step=i) for i, spec in enumerate(specs)]
+    answers, _ = halves.run(Schedule(max_num_batched_tokens=40), arrivals)
+    for index, spec in enumerate(specs):
+        assert_same(answers[str(index)], halves.alone(spec), spec)
+    assert any(halves.alone(spec) != tiny.alone(spec) for spec in specs)
+    assert halves.info.numerics_fingerprint != tiny.info.numerics_fingerprint
+
+
 def test_preempted_requests_give_what_they_give_alone(tiny: Rig) -> None:
     specs = make_specs(tiny.info.vocab_size, NUM_OUTPUT_TOKENS)
     arrivals = [Arrival(spec.request(str(i)), at_step=i) for i, spec in enumerate(specs)]

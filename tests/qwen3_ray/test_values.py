@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen3_ray import errors
-from qwen3_ray.config import DEMO_MODEL_DIR, EngineConfig
+from qwen3_ray.config import DEMO_MODEL_DIR, EngineConfig, Numerics
 from qwen3_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -183,6 +183,17 @@ def test_engine_settings_have_working_defaults() -> None:
     config = EngineConfig(model_dir=DEMO_MODEL_DIR)
     assert (config.tensor_parallel_size, config.device, config.numerics) == (1, "auto", "auto")
     assert (DEMO_MODEL_DIR / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("numerics", "on_cpu", "on_cuda"),
+    [("auto", True, False), ("exact", True, True), ("fast", False, False)],
+)
+def test_exact_mode_is_the_default_on_cpu_only(
+    numerics: Numerics, on_cpu: bool, on_cuda: bool
+) -> None:
+    config = EngineConfig(model_dir=DEMO_MODEL_DIR, numerics=numerics)
+    assert (config.is_exact_on("cpu"), config.is_exact_on("cuda")) == (on_cpu, on_cuda)
 
 
 @pytest.mark.parametrize(

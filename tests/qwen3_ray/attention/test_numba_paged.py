@@ -18,7 +18,8 @@ from qwen3_ray.attention.base import (
     KVCache,
     allocate_kv_caches,
 )
-from qwen3_ray.attention.numba_paged import NumbaPagedAttention
+from qwen3_ray.attention.numba_attention import Blocks
+from qwen3_ray.attention.numba_paged import NumbaPagedAttention, blocks_of
 from qwen3_ray.attention.reference import ReferenceAttention, read_blocks
 from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.errors import ConfigError
@@ -38,7 +39,11 @@ def backend() -> NumbaPagedAttention:
 
 
 def make_cache(
-    num_blocks: int, num_kv_heads: int, head_dim: int, block_size: int = BLOCK_SIZE
+    num_blocks: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int = BLOCK_SIZE,
+    dtype: torch.dtype = torch.float32,
 ) -> KVCache:
     (cache,) = allocate_kv_caches(
         num_layers=1,
@@ -46,8 +51,9 @@ def make_cache(
         block_size=block_size,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        dtype=torch.float32,
+        dtype=dtype,
         device=torch.device("cpu"),
+        panels=True,
     )
     generator = torch.Generator().manual_seed(num_blocks)
     cache.key.normal_(generator=generator)
@@ -89,6 +95,7 @@ def make_metadata(
     group=st.sampled_from([1, 2, 3, 4, 5]),
     head_dim=st.sampled_from([16, 32, 48, 128]),
     block_size=st.sampled_from([16, 32, 48]),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
 )
 def test_attention_equals_the_oracle(
     backend: NumbaPagedAttention,
@@ -97,26 +104,47 @@ def test_attention_equals_the_oracle(
     group: int,
     head_dim: int,
     block_size: int,
+    dtype: torch.dtype,
 ) -> None:
-    cache = make_cache(28, num_kv_heads, head_dim, block_size)
+    """Halves, too, are multiplied and added up in float32."""
+    cache = make_cache(28, num_kv_heads, head_dim, block_size, dtype)
     metadata = make_metadata(sequences, 28, block_size)
     q = torch.randn(len(metadata.slot_mapping), num_kv_heads * group, head_dim)
     expected = ReferenceAttention().attend(q, cache, metadata)
     torch.testing.assert_close(backend.attend(q, cache, metadata), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("attention", [NumbaPagedAttention(ThreadPool(2)), ReferenceAttention()])
-def test_rows_are_written_to_their_slots_and_nowhere_else(attention: AttentionBackend) -> None:
+def test_rows_are_written_to_their_slots_and_nowhere_else(
+    attention: AttentionBackend, dtype: torch.dtype
+) -> None:
     metadata = make_metadata([(70, 35)], 4)
-    cache = make_cache(4, 2, 16)
+    cache = make_cache(4, 2, 16, dtype=dtype)
     all_blocks = torch.arange(4)
     before = read_blocks(cache, all_blocks)
     k, v = torch.randn(2, 35, 2, 16)
     attention.write_kv(k, v, cache, metadata)
     for was, now, rows in zip(before, read_blocks(cache, all_blocks), (k, v), strict=True):
         expected = was.clone()  # [num_kv_heads, num_blocks * block_size, head_dim]
-        expected[:, metadata.slot_mapping.long()] = rows.transpose(0, 1)
+        expected[:, metadata.slot_mapping.long()] = rows.transpose(0, 1).to(dtype)
         assert torch.equal(now, expected)
+
+
+def test_halves_are_rounded_as_torch_does_and_held_in_their_range(
+    backend: NumbaPagedAttention,
+) -> None:
+    metadata = make_metadata([(64, 64)], 2)
+    cache = make_cache(2, 1, 32, dtype=torch.float16)
+    k = torch.randn(64, 1, 32) * 10.0 ** torch.randint(-8, 5, (64, 1, 32))
+    v = torch.full((64, 1, 32), 1e9)
+    v[::2] = -70_000.0
+    v[5, 0, 3] = float("nan")
+    backend.write_kv(k, v, cache, metadata)
+    keys, values = read_blocks(cache, metadata.block_tables[0])
+    assert torch.equal(keys[0], k[:, 0].clamp(-65504, 65504).half())
+    assert values[0, 5, 3].isnan()
+    assert values[0].nan_to_num(65504).abs().eq(65504).all()
 
 
 def test_large_scores_neither_overflow_nor_vanish(backend: NumbaPagedAttention) -> None:
@@ -145,11 +173,12 @@ def test_what_follows_a_row_in_its_block_is_not_read(num_rows: int, seq_len: int
     assert torch.equal(backend.attend(q, cache, metadata), clean)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("group", [1, 2, 3, 5, 8])
-def test_bits_do_not_depend_on_rows_beside_or_threads(group: int) -> None:
+def test_bits_do_not_depend_on_rows_beside_or_threads(group: int, dtype: torch.dtype) -> None:
     """Each position alone, as a decode step, against one prefill of all and a mixed batch."""
     num_tokens, num_kv_heads, head_dim = 75, 2, 64
-    cache = make_cache(8, num_kv_heads, head_dim)
+    cache = make_cache(8, num_kv_heads, head_dim, dtype=dtype)
     whole = make_metadata([(num_tokens, num_tokens), (60, 9)], 8)
     q = torch.randn(num_tokens + 9, num_kv_heads * group, head_dim)
     expected = NumbaPagedAttention(ThreadPool(1)).attend(q, cache, whole)
@@ -192,16 +221,14 @@ def test_the_oracle_itself_depends_on_the_batch() -> None:
 
 
 @njit(fastmath=True)
-def write_and_attend(
-    counter: int, rows: Rows, key_cache: Floats, value_cache: Floats, places: Places, out: Floats
-) -> None:
+def write_and_attend(counter: int, rows: Rows, blocks: Blocks, places: Places, out: Floats) -> None:
     """As a kernel of many layers does, with one thread; it is compiled carelessly."""
     q, k, v = rows
     query_start_loc, seq_lens, block_tables, slot_mapping = places
-    numba_attention.write_kv(0, 1, k, v, key_cache, value_cache, slot_mapping, q.shape[0])
+    numba_attention.write_kv(0, 1, k, v, blocks, slot_mapping)
     numba_attention.attend(
-        0, 1, counter, q, key_cache, value_cache, query_start_loc, seq_lens, block_tables,
-        q.shape[0], np.float32(0.25 * LOG2_E), out,
+        0, 1, counter, q, blocks, query_start_loc, seq_lens, block_tables,
+        np.float32(0.25 * LOG2_E), out,
     )  # fmt: skip
 
 
@@ -213,8 +240,7 @@ def test_another_kernel_gets_the_same_bits_and_every_output(backend: NumbaPagedA
     write_and_attend(
         counter.ctypes.data,
         (q.numpy(), k.numpy(), v.numpy()),
-        cache.key.numpy(),
-        cache.value.numpy(),
+        blocks_of(cache),
         (
             metadata.query_start_loc.numpy(),
             metadata.seq_lens.numpy(),
@@ -235,11 +261,11 @@ def test_sizes_that_panels_cannot_hold_are_refused(block_size: int, head_dim: in
         make_cache(1, 1, head_dim, block_size)
 
 
-def test_elsewhere_than_on_cpu_blocks_lie_plainly() -> None:
-    device = torch.device("meta")
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("meta")], ids=str)
+def test_without_panels_blocks_lie_plainly(device: torch.device) -> None:
     (cache,) = allocate_kv_caches(
         num_layers=1, num_blocks=3, block_size=4, num_kv_heads=2, head_dim=6,
-        dtype=torch.float32, device=device,
+        dtype=torch.float32, device=device, panels=False,
     )  # fmt: skip
     assert cache.key.view(3, 2, 4, 6).shape == cache.value.view(3, 2, 4, 6).shape
     assert cache.key[0, 0, 1, 0].storage_offset() == cache.value[0, 0, 0, 1].storage_offset() == 6

@@ -150,6 +150,7 @@ class Rig:
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
         make_lookup: Callable[[int], Lookup] = PromptLookup,
+        num_lookahead_tokens: int = 0,
     ) -> None:
         self.kv = KVManager(
             num_blocks=num_blocks,
@@ -169,6 +170,7 @@ class Rig:
             eos_token_ids=frozenset({EOS}),
             num_speculative_tokens=num_speculative_tokens,
             make_lookup=make_lookup,
+            num_lookahead_tokens=num_lookahead_tokens,
         )
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, tuple[FinishReason, int | str | None]] = {}

@@ -64,6 +64,7 @@ RIGS = st.builds(
     enable_prefix_caching=st.sampled_from([True, True, True, False]),
     num_speculative_tokens=st.sampled_from([0, 1, 4]),
     make_lookup=st.sampled_from([PromptLookup, Guesses, always_right]),
+    num_lookahead_tokens=st.sampled_from([0, 0, 1, 4]),
 )
 
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 import platform
 
 import pytest
+import torch
 
 from qwen3_ray.cpu import features
 from qwen3_ray.errors import ResourcesError
 from qwen3_ray.layers.numba_kernels import NumbaKernels
+
+CPU = torch.device("cpu")
 
 
 def test_a_cpu_that_has_all_is_told_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -27,6 +30,6 @@ def test_a_cpu_that_cannot_convert_halves_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     for halves in (True, False):
         with pytest.raises(ResourcesError, match="F16C"):
-            NumbaKernels(1).packer(halves=halves)
+            NumbaKernels(1).packer(halves=halves, dtype=torch.float32, device=CPU)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    NumbaKernels(1).packer(halves=True)
+    NumbaKernels(1).packer(halves=True, dtype=torch.float32, device=CPU)

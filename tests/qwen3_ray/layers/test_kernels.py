@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from qwen3_ray.attention.base import AttentionMetadata, allocate_kv_caches
+from qwen3_ray.attention.reference import read_blocks
 from qwen3_ray.layers.kernels import Kernels, ReferenceKernels, select_kernels
 from qwen3_ray.layers.numba_kernels import NumbaKernels
 from qwen3_ray.layers.rotary import QKNorm, build_cos_sin
 
 NUM_ROWS = 97
-HEAD_DIM, NUM_HEADS, NUM_KV_HEADS = 24, 6, 2
+HEAD_DIM, NUM_HEADS, NUM_KV_HEADS = 48, 6, 2
+NUM_BLOCKS, BLOCK_SIZE = 9, 16
 SIZES = [64, 100, 192]  # 100 is no multiple of a vector's width
 CPU = torch.device("cpu")
 Operation = Callable[[Kernels, slice], torch.Tensor]
@@ -34,24 +38,54 @@ def silu_and_mul(size: int) -> Operation:
     return lambda kernels, rows: kernels.silu_and_mul(gate_up[rows])
 
 
-def qk_norm_rope(_size: int) -> Operation:
+def qk_norm_rope_write(_size: int) -> Operation:
     qkv = torch.randn(NUM_ROWS, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM)
     positions = torch.randint(0, 500, (NUM_ROWS,)).int()
     norm = QKNorm(torch.randn(HEAD_DIM), torch.randn(HEAD_DIM), 1e-6)
     cos_sin = build_cos_sin(head_dim=HEAD_DIM, theta=1e4, num_positions=500, device=CPU)
 
+    slots = torch.randperm(NUM_BLOCKS * BLOCK_SIZE)[:NUM_ROWS]
+    empty = torch.zeros(0, dtype=torch.int32)
+
     def run(kernels: Kernels, rows: slice) -> torch.Tensor:
-        q, k, v = kernels.qk_norm_rope(qkv[rows], positions[rows], norm, cos_sin, NUM_KV_HEADS)
+        cache = allocate_kv_caches(
+            num_layers=1,
+            num_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            num_kv_heads=NUM_KV_HEADS,
+            head_dim=HEAD_DIM,
+            dtype=torch.float32,
+            device=CPU,
+            panels=kernels.attention.panels,
+        )[0]
+        metadata = AttentionMetadata(
+            query_start_loc=empty,
+            seq_lens=empty,
+            block_tables=empty,
+            slot_mapping=slots[rows].int(),
+            block_size=BLOCK_SIZE,
+        )
+        q = kernels.qk_norm_rope_write(
+            qkv[rows],
+            positions[rows],
+            norm,
+            cos_sin,
+            NUM_KV_HEADS,
+            cache=cache,
+            metadata=metadata,
+        )
         assert q.is_contiguous()
-        assert k.is_contiguous()
-        assert v.is_contiguous()
+        k, v = (
+            part[:, slots[rows]].transpose(0, 1)
+            for part in read_blocks(cache, torch.arange(NUM_BLOCKS))
+        )
         return torch.cat((q, k, v), dim=1).flatten(1)
 
     return run
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("make", [add_rms_norm, silu_and_mul, qk_norm_rope])
+@pytest.mark.parametrize("make", [add_rms_norm, silu_and_mul, qk_norm_rope_write])
 def test_kernel_equals_its_oracle(make: Callable[[int], Operation], size: int) -> None:
     operation = make(size)
     expected = operation(ReferenceKernels(), slice(None))
@@ -61,7 +95,7 @@ def test_kernel_equals_its_oracle(make: Callable[[int], Operation], size: int) -
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("make", [add_rms_norm, silu_and_mul, qk_norm_rope])
+@pytest.mark.parametrize("make", [add_rms_norm, silu_and_mul, qk_norm_rope_write])
 def test_a_row_has_the_same_bits_alone_and_on_any_thread(
     make: Callable[[int], Operation], size: int
 ) -> None:
@@ -98,6 +132,22 @@ def test_the_rotation_table_does_not_depend_on_its_length() -> None:
     assert torch.equal(short, long[:37])
 
 
-def test_cuda_gets_the_reference_kernels() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_each_device_gets_its_kernels(exact: bool) -> None:
+    on_gpu = select_kernels("auto", torch.device("cuda"), exact=exact)
+    assert on_gpu.name == ("triton-exact" if exact else "triton-fast")
+    assert on_gpu.row_invariant == on_gpu.attention.row_invariant == exact
+    assert select_kernels("auto", CPU, exact=exact).name == "numba"
+    assert select_kernels("triton", CPU, exact=exact).name == on_gpu.name
+    assert select_kernels("reference", CPU, exact=exact).name == "reference"
+
+
+def test_without_triton_a_gpu_gets_plain_torch_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "qwen3_ray.layers.triton_kernels", None)
     assert select_kernels("auto", torch.device("cuda")).name == "reference"
-    assert select_kernels("auto", CPU).name == "numba"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Triton" in caplog.text
+    with pytest.raises(ImportError):
+        select_kernels("triton", torch.device("cuda"))

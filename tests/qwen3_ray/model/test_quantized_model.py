@@ -95,7 +95,8 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_no_quantization_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^quantization = 'int4': must be one of none, int8$"):
+    what = r"^quantization = 'int4': must be one of none, int8, fp8$"
+    with pytest.raises(ConfigError, match=what):
         engine_config(DEMO_MODEL_DIR, quantization="int4")
 
 

@@ -12,21 +12,26 @@ from numpy.typing import NDArray
 
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import Sampled, ScheduledRequest, Step
+from qwen3_ray.layers.kernels import KernelChoice
 from qwen3_ray.runner.sampler import Sampler
 from qwen3_ray.sampling_params import SamplingParams
 from tests.qwen3_ray.runner.sampling_oracle import Context
 
 Logits = NDArray[np.float32]
 
-DEVICES = {"kernel": "cpu", "sorting": "meta"}
-"""By what samples there; nothing is put on the device itself."""
+CPU = torch.device("cpu")
+KERNELS: dict[str, KernelChoice] = {"kernel": "numba", "sorting": "reference"}
+"""By what they do; both draw the same tokens."""
+ALL_KERNELS: dict[str, KernelChoice] = {**KERNELS, "triton": "triton"}
+"""Those that draw other tokens with the same probabilities, too."""
 
 
 def make_sampler(way: str, num_valid_token_ids: int, eos: Sequence[int] = ()) -> Sampler:
     return Sampler(
         num_valid_token_ids=num_valid_token_ids,
-        device=torch.device(DEVICES[way]),
+        device=CPU,
         eos_token_ids=frozenset(eos),
+        kernels=ALL_KERNELS[way],
     )
 
 

@@ -98,6 +98,7 @@ def test_few_rows_of_one_layer_foretell_a_large_step_of_the_whole_model(
         head_dim=layout.head_dim,
         dtype=layout.dtype,
         device=model.device,
+        panels=model.kv_panels,
     )
     runner = ModelRunner(model, caches, layout.block_size)
     runner.execute(arrays)  # the cache's own memory is taken

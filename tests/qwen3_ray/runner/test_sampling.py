@@ -11,7 +11,8 @@ from qwen3_ray.runner import philox
 from qwen3_ray.sampling_params import SamplingParams
 from tests.qwen3_ray.runner.sampling_oracle import Context
 from tests.qwen3_ray.runner.sampling_rig import (
-    DEVICES,
+    ALL_KERNELS,
+    KERNELS,
     Logits,
     make_request,
     make_sampler,
@@ -20,7 +21,8 @@ from tests.qwen3_ray.runner.sampling_rig import (
     sample_one,
 )
 
-WAYS = pytest.mark.parametrize("way", DEVICES)
+WAYS = pytest.mark.parametrize("way", KERNELS)
+ALL_WAYS = pytest.mark.parametrize("way", ALL_KERNELS)
 
 
 def ids_of(way: str, logits: Logits, requests: Sequence[RequestState]) -> list[int]:
@@ -33,7 +35,7 @@ def rows_of(logits: list[float], count: int) -> Logits:
     return np.tile(np.array(logits, np.float32), (count, 1))
 
 
-@WAYS
+@ALL_WAYS
 @pytest.mark.parametrize(
     ("logits", "expected"),
     [([0.0, 3.0, 3.0, 1.0], 1), ([-5.0, -5.0], 0), ([-0.0, 0.0], 0), ([0.0, -0.0, -1.0], 0)],
@@ -78,7 +80,7 @@ def test_exactly_the_right_tokens_are_kept(
     assert set(ids_of(way, rows_of(logits, 200), requests)) == kept
 
 
-@WAYS
+@ALL_WAYS
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_that_is_not_finite_fails_alone(way: str, bad: float, temperature: float) -> None:
@@ -94,7 +96,7 @@ def test_a_row_that_is_not_finite_fails_alone(way: str, bad: float, temperature:
         assert result.token_ids == ()
 
 
-@WAYS
+@ALL_WAYS
 def test_where_nothing_is_allowed_the_request_is_told(way: str) -> None:
     params = SamplingParams(allowed_token_ids=[1], stop_token_ids=[1], min_tokens=1)
     sampled = sample_one(make_sampler(way, 3), np.zeros(3, np.float32), Context(params))
@@ -167,7 +169,7 @@ def test_a_row_depends_neither_on_the_others_nor_on_threads_nor_on_padding() -> 
     assert len({result.token_ids for result in together}) > 8
 
 
-@WAYS
+@ALL_WAYS
 def test_ids_that_the_tokenizer_does_not_know_never_come_out(way: str) -> None:
     """Not even when their logits are the largest, or not finite, or they are all that is wanted."""
     sampler = make_sampler(way, 3)

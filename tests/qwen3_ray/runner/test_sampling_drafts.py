@@ -13,7 +13,7 @@ from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.request import TokenLogprobs
 from qwen3_ray.runner.sampler import Sampler
 from qwen3_ray.sampling_params import SamplingParams
-from tests.qwen3_ray.runner.sampling_rig import DEVICES, Logits, make_sampler
+from tests.qwen3_ray.runner.sampling_rig import KERNELS, Logits, make_sampler
 
 VOCAB = 9
 EOS = (8,)
@@ -85,7 +85,7 @@ PARAMS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("way", DEVICES)
+@pytest.mark.parametrize("way", KERNELS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), fields=PARAMS, model_seed=st.integers(0, 2**32))
 def test_drafts_change_nothing_but_the_number_of_steps(
@@ -105,7 +105,7 @@ def test_drafts_change_nothing_but_the_number_of_steps(
     assert run(way, params, model_seed, proposals) == plain
 
 
-@pytest.mark.parametrize("way", DEVICES)
+@pytest.mark.parametrize("way", KERNELS)
 def test_right_drafts_are_all_taken_and_a_wrong_one_ends_them(way: str) -> None:
     params = SamplingParams(temperature=0, seed=0)
     output = run(way, params, 5)[0][len(PROMPT) :]
@@ -117,7 +117,7 @@ def test_right_drafts_are_all_taken_and_a_wrong_one_ends_them(way: str) -> None:
         assert list(token_ids) == output[: num_right + 1]
 
 
-@pytest.mark.parametrize("way", DEVICES)
+@pytest.mark.parametrize("way", KERNELS)
 def test_what_goes_wrong_after_right_drafts_goes_wrong_in_the_next_step(way: str) -> None:
     """The tokens before come as they do without drafts."""
     params = SamplingParams(temperature=0, seed=0)

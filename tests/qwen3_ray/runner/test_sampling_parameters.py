@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qwen3_ray.sampling_params import SamplingParams
 from tests.qwen3_ray.runner.sampling_oracle import TOO_CLOSE, Context, next_token
 from tests.qwen3_ray.runner.sampling_rig import (
-    DEVICES,
+    KERNELS,
     Logits,
     logit_rows,
     make_request,
@@ -64,7 +64,7 @@ def check(logits: Logits, context: Context) -> None:
     values = [float(x) for x in logits]
     expected = [next_token(values, one) for one in contexts]
     padded = np.append(logits, np.float32([np.nan, 1e38]))
-    for way in DEVICES:
+    for way in KERNELS:
         sampler = make_sampler(way, len(logits), context.eos)
         requests = [make_request(one) for one in contexts]
         results = sample(sampler, np.tile(padded, (NUM_SEEDS, 1)), requests)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from qwen3_ray.sampling_params import SamplingParams
 from tests.qwen3_ray.runner.sampling_oracle import Context, edited, keep
-from tests.qwen3_ray.runner.sampling_rig import DEVICES, make_request, make_sampler, repeat, sample
+from tests.qwen3_ray.runner.sampling_rig import KERNELS, make_request, make_sampler, repeat, sample
 
 COUNT = 8000
 SIZE = 10
@@ -21,7 +21,7 @@ def chi_square(counts: NDArray[np.int64], expected: NDArray[np.float64]) -> floa
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-@pytest.mark.parametrize("way", DEVICES)
+@pytest.mark.parametrize("way", KERNELS)
 @pytest.mark.parametrize(
     "fields",
     [

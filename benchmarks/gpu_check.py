@@ -1,0 +1,55 @@
+"""Whether the engine is right on this GPU, and how near it comes to what the GPU can do.
+
+    make gpu-check
+    python -m benchmarks.gpu_check --device cpu --interpret      correctness, without a GPU
+
+One process, at most nine minutes, five on a CPU. Needs torch, triton, transformers, safetensors,
+tokenizers and numpy; pytest for the kernels' own tests. Each stage has its share of the time; one
+that fails does not keep the others from running, but makes the exit status 1. Figures are stored
+after every stage under benchmarks/results/, named after date, commit and device; tables are printed
+last.
+
+On a CPU, models are tiny and stages that only measure are left out unless they are named. With
+`--interpret` Triton's kernels run in its interpreter, without it plain torch takes their place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+RESULTS_DIR = Path("benchmarks/results")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--interpret", action="store_true", help="Triton's kernels on a CPU")
+    parser.add_argument("--stages", help="some, by name, separated by commas")
+    parser.add_argument("--seconds", type=float, help="for all stages together")
+    parser.add_argument("--commit", help="where git does not know it")
+    parser.add_argument("--out", type=Path, default=RESULTS_DIR, help="directory")
+    options = parser.parse_args()
+    if options.interpret:
+        if options.device == "cuda":
+            parser.error("--interpret is for the CPU")
+        options.device = "cpu"
+        os.environ["TRITON_INTERPRET"] = "1"
+    from benchmarks.gpu.run import run  # noqa: PLC0415 - Triton reads the environment as it loads
+
+    is_good = run(
+        device=options.device,
+        interpret=options.interpret,
+        names=options.stages.split(",") if options.stages else None,
+        seconds=options.seconds,
+        commit=options.commit,
+        out=options.out,
+    )
+    sys.exit(0 if is_good else 1)
+
+
+if __name__ == "__main__":
+    main()
