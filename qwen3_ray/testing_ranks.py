@@ -53,6 +53,7 @@ class RankInTurn:
     """See `Collectives`, and `run_in_turn`, which makes them."""
 
     exact = True
+    can_capture = False
 
     def __init__(self, rank: int, turns: _Turns) -> None:
         self._rank = rank
@@ -174,6 +175,7 @@ class LoneRank:
     rank: int
     size: int
     exact: bool = True
+    can_capture: bool = True
     calls: list[Call] = field(default_factory=list)
 
     def group(self) -> TPGroup:

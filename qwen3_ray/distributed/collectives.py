@@ -23,6 +23,8 @@ class Collectives(Protocol):
 
     exact: bool
     """Whether a sum's bits depend on the addends alone: the order of additions is fixed."""
+    can_capture: bool
+    """Whether CUDA graphs can hold them."""
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Sum contiguous `x` over the ranks, in place."""

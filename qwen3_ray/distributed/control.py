@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -18,7 +18,7 @@ from qwen3_ray.distributed.collectives import Collectives, connect
 from qwen3_ray.distributed.process_group import ProcessGroupCollectives
 from qwen3_ray.errors import EngineError
 
-VERSION = 3
+VERSION = 4
 HEADER_SIZE = 8
 FRAME_SIZE = 4_096
 """Numbers in a frame's first message. Decodes of 64 requests fit; one message of 16 KiB costs less
@@ -35,6 +35,8 @@ class Kind(IntEnum):
     NOOP = 2
     """Nothing: shows ranks that wait that all is well."""
     STOP = 3
+    GRAPH = 4
+    """A step that all ranks have captured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +69,26 @@ class StepArrays:
         return self.logits_indices.size
 
 
+class GraphOrder(NamedTuple):
+    """A captured step, and what must be on the device before it is replayed."""
+
+    graph: int
+    """Which one, in the order in which all ranks captured them."""
+    num_seqs: int
+    """How many sequences `payload` is of; 0 if the device has all that the step needs."""
+    payload: Int32s
+    """See `runner.step_buffers.StepBuffers.sent`; empty if `num_seqs` is 0."""
+
+
 _KINDS = frozenset(Kind)
 _ARRAYS = tuple(field.name for field in fields(StepArrays))
 
 
 class _Sizes(NamedTuple):
-    """The part of the header that gives the arrays their shapes."""
+    """The part of the header that gives the arrays their shapes.
+
+    Of an order, the first three are the graph, the sequences, and the words of its payload.
+    """
 
     num_tokens: int = 0
     num_seqs: int = 0
@@ -88,8 +104,9 @@ class _Sizes(NamedTuple):
 class StepControl:
     """Rank 0 sends frames, every other rank receives each of them, in order.
 
-    A frame is a header [version, epoch, step, kind, sizes...] and for `STEP` all arrays one after
-    the other. It comes in a message of `FRAME_SIZE`, and what is left in a second one.
+    A frame is a header [version, epoch, step, kind, sizes...], for `STEP` all arrays one after the
+    other, for `GRAPH` the payload. It comes in a message of `FRAME_SIZE`, and what is left in a
+    second one.
     `epoch` names one life of a group and `step` counts its frames, so that a rank that is out of
     step, or a frame of another life, is noticed. Of one rank, everything is a no-op.
     """
@@ -126,10 +143,23 @@ class StepControl:
         Raises:
             EngineError: a rank is gone.
         """
+        if arrays is None:
+            self._send(kind, _Sizes(), [])
+        else:
+            self._send(kind, _sizes_of(arrays), _parts(arrays))
+
+    def send_order(self, order: GraphOrder) -> None:
+        """On rank 0: have the other ranks replay a captured step.
+
+        Raises:
+            EngineError: a rank is gone.
+        """
+        sizes = _Sizes(order.graph, order.num_seqs, order.payload.size)
+        self._send(Kind.GRAPH, sizes, [order.payload])
+
+    def _send(self, kind: Kind, sizes: _Sizes, parts: Sequence[Int32s]) -> None:
         if self._collectives is None:
             return
-        parts = [] if arrays is None else _parts(arrays)
-        sizes = _Sizes() if arrays is None else _sizes_of(arrays)
         num_words = HEADER_SIZE + sum(part.size for part in parts)
         frame = np.zeros(max(num_words, FRAME_SIZE), np.int32)
         frame[:HEADER_SIZE] = VERSION, self._epoch, self._step, kind, *sizes
@@ -142,8 +172,8 @@ class StepControl:
         if num_words > FRAME_SIZE:
             self._broadcast(frame[FRAME_SIZE:])
 
-    def receive(self) -> tuple[Kind, StepArrays | None]:
-        """On the other ranks: wait for the next frame.
+    def receive(self) -> tuple[Kind, StepArrays | GraphOrder | None]:
+        """On the other ranks: wait for the next frame, and what comes with its kind.
 
         Raises:
             EngineError: rank 0 is gone or silent for too long, or the frame is not one that
@@ -152,15 +182,19 @@ class StepControl:
         frame = np.empty(FRAME_SIZE, np.int32)
         self._broadcast(frame)
         kind, sizes = self._check(frame[:HEADER_SIZE].tolist())
-        if kind is not Kind.STEP:
+        if kind not in {Kind.STEP, Kind.GRAPH}:
             return kind, None
-        num_words = HEADER_SIZE + sum(sizes.lengths())
+        lengths = sizes.lengths() if kind is Kind.STEP else (sizes.max_blocks,)
+        num_words = HEADER_SIZE + sum(lengths)
         if num_words > FRAME_SIZE:
             whole = np.empty(num_words, np.int32)
             whole[:FRAME_SIZE] = frame
             self._broadcast(whole[FRAME_SIZE:])
             frame = whole
-        return kind, _unpack(frame, sizes)
+        if kind is Kind.STEP:
+            return kind, _unpack(frame, sizes)
+        graph, num_seqs, _, _ = sizes
+        return kind, GraphOrder(graph, num_seqs, frame[HEADER_SIZE:num_words])
 
     def values_of_ranks(self, value: int) -> tuple[int, ...]:
         """All ranks' values, by rank; every rank must call it.

@@ -29,6 +29,7 @@ class ProcessGroupCollectives:
         self.size = group.size()
         self.exact = exact or self.size == 2
         """See `Collectives`. Two addends commute."""
+        self.can_capture = not is_staged
         self._is_staged = is_staged
 
     @classmethod

@@ -41,6 +41,7 @@ class SharedCollectives:
     """
 
     exact = True
+    can_capture = False
 
     def __init__(self, memory: SharedMemory, shared: SharedSum) -> None:
         self._memory = memory  # keeps it mapped

@@ -56,6 +56,7 @@ class SymmetricCollectives:
 
     def __init__(self, collectives: ProcessGroupCollectives, sums: PeerSums) -> None:
         self.exact = collectives.exact
+        self.can_capture = True
         self.all_gather = collectives.all_gather
         self.gather = collectives.gather
         self.broadcast = collectives.broadcast

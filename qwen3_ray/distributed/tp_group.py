@@ -65,6 +65,11 @@ class TPGroup:
         """Whether the order of a sum's additions is fixed."""
         return self.collectives is None or self.collectives.exact
 
+    @property
+    def can_capture(self) -> bool:
+        """Whether CUDA graphs can hold the group's collectives."""
+        return self.collectives is None or self.collectives.can_capture
+
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum contiguous `x` over the group, in place, and return it."""
         if self.collectives is not None:

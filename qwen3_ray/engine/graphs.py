@@ -13,35 +13,40 @@ if TYPE_CHECKING:
 
 
 def has_graphs(model: Qwen3ForCausalLM) -> bool:
-    """Whether steps of `model` are captured: on CUDA, of one rank, by kernels that never wait.
+    """Whether steps of `model` are captured: on CUDA, by kernels and collectives that never wait.
 
-    Plain torch attention asks the device for lengths. Ranks of a larger group would have to be
-    told of each step ahead of its ids, see docs/adr/0006-device-fed-steps.md.
+    Plain torch attention asks the device for lengths.
     """
-    return model.device.type == "cuda" and model.tp.size == 1 and "triton" in model.kernel_names
+    return model.device.type == "cuda" and "triton" in model.kernel_names and model.tp.can_capture
 
 
 def build_graphs(rank: Rank, config: EngineConfig, num_valid_token_ids: int) -> GraphRunner | None:
-    """Capture all steps of `rank`, on its stream; None where `has_graphs` is not so."""
+    """Capture all steps of `rank`, on its stream; None where `has_graphs` is not so.
+
+    All ranks of a group must call it, with the same settings; rank 0's `num_valid_token_ids` count.
+    """
     if not has_graphs(rank.model):
         return None
     # Loaded here: only this device has Triton.
     from qwen3_ray.runner import triton_advance, triton_choice  # noqa: PLC0415
+    from qwen3_ray.runner.triton_shard_choice import ShardChoice  # noqa: PLC0415
 
+    tp, control = rank.model.tp, rank.control
     limits = GraphLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.num_tokens_of_a_step(rank.device.type),
         max_model_len=rank.max_model_len,
         block_size=rank.kv_layout.block_size,
-        num_valid_token_ids=num_valid_token_ids,
+        num_valid_token_ids=control.values_of_ranks(num_valid_token_ids)[0],
     )
     graphs = GraphRunner(
         rank.runner.forward,
-        triton_choice.choose,
+        triton_choice.choose if tp.size == 1 else ShardChoice(tp),
         triton_advance,
         limits,
         device=rank.device,
         stream=rank.stream,
+        tell=control.send_order if tp.rank == 0 else None,
     )
     graphs.warm_up()
     return graphs

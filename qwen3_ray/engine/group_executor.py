@@ -14,11 +14,27 @@ from qwen3_ray.runner.model_runner import ModelRunner
 from qwen3_ray.runner.sampler import Sampler
 from qwen3_ray.sampling_params import SamplingParams
 
+_WARM_UP_PARAMS = (
+    SamplingParams(seed=0, top_k=2),
+    SamplingParams(
+        seed=0,
+        top_k=2,
+        top_p=0.9,
+        logprobs=1,
+        allowed_token_ids=[0, 1],
+        stop_token_ids=[1],
+        min_tokens=1,
+        logit_bias={0: 1.0},
+        presence_penalty=0.1,
+    ),
+)
+"""All that a sampler may have to do: masks, bans, biases, penalties, cuts, logprobs."""
+
 
 class GroupExecutor:
     """Rank 0 of the group: an `Executor` that lays steps out, leads the ranks, and samples.
 
-    With `graphs`, which a group of one rank may have, steps run ahead where they can.
+    With `graphs`, which all of its ranks have or none, steps run ahead where they can.
     """
 
     def __init__(
@@ -80,7 +96,7 @@ class GroupExecutor:
 
         Both write to block 0, which nobody owns yet.
         """
-        requests = [_warm_up_request(top_p) for top_p in (1.0, 0.9)]
+        requests = [_warm_up_request(params) for params in _WARM_UP_PARAMS]
         for num_new_tokens in (2, 1):
             scheduled = tuple(ScheduledRequest(request, num_new_tokens) for request in requests)
             results = self._compute(Step(scheduled))
@@ -89,7 +105,6 @@ class GroupExecutor:
                 request.token_ids.append(result.token_ids[0] if result.token_ids else 0)
 
 
-def _warm_up_request(top_p: float) -> RequestState:
-    params = SamplingParams(seed=0, top_k=2, top_p=top_p)
+def _warm_up_request(params: SamplingParams) -> RequestState:
     # Enough entries for the smallest of blocks; a position's block is always block 0.
     return RequestState("warm-up", [0, 0], 2, params, block_ids=[0, 0, 0])

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qwen3_ray.config import EngineConfig
-from qwen3_ray.distributed.control import Kind, group_errors
+from qwen3_ray.distributed.control import Kind, StepArrays, group_errors
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
 from qwen3_ray.engine.graphs import build_graphs, has_graphs
@@ -123,20 +123,23 @@ def serve_rank(
         may_share_gpus=may_share_gpus,
     )
     parts = start_rank(config, rendezvous, on_progress)
+    graphs = build_graphs(parts, config, num_valid_token_ids=0)
     on_progress(LoadProgress("ready"))
     while True:
-        kind, arrays = parts.control.receive()
+        kind, work = parts.control.receive()
         if kind is Kind.STOP:
             return
-        if arrays is not None:
-            with group_errors("a step failed"):
-                parts.runner.execute(arrays)
+        with group_errors("a step failed"):
+            if isinstance(work, StepArrays):
+                parts.runner.execute(work)
+            elif work is not None and graphs is not None:
+                graphs.follow(work)
 
 
 def _num_speculative_tokens(config: EngineConfig, rank: Rank) -> int:
     """Drafts are lossless in exact mode; elsewhere a row's bits may change with its batch.
 
-    Steps with drafts are not captured, which costs small batches more than drafts bring.
+    Steps with drafts are not captured, so where others are, drafts are for who asks for them.
     """
     if config.num_speculative_tokens is not None:
         return config.num_speculative_tokens

@@ -15,6 +15,7 @@ if triton.knobs.runtime.interpret:
     from qwen3_ray.gpu.triton_interpreter import (
         count_by_tensors,
         multiply_row_by_row,
+        name_tuples_late,
         prepare_once,
         round_to_nearest,
     )
@@ -23,6 +24,7 @@ if triton.knobs.runtime.interpret:
     multiply_row_by_row()
     count_by_tensors()
     prepare_once()
+    name_tuples_late()
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -45,5 +45,9 @@ class VocabParallelHead:
 
         The last rank's shard may be padded beyond the vocabulary; padding is cut off.
         """
-        logits = self.tp.gather(self.matrix.matmul(hidden).float())
+        logits = self.tp.gather(self.shard(hidden))
         return None if logits is None else logits[:, : self.vocab_size]
+
+    def shard(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] -> float32 [num_rows, shard_size], of this rank's ids."""
+        return self.matrix.matmul(hidden).float()

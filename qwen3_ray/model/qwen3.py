@@ -234,6 +234,13 @@ class Qwen3ForCausalLM:
         """[num_rows, hidden_size] -> float32 logits [num_rows, vocab_size] on rank 0, else None."""
         return self._head.forward(hidden)
 
+    def compute_shard_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] -> float32 logits [num_rows, shard_size] of this rank's ids.
+
+        Those of rank `i` begin with id `i * shard_size`; the last may be beyond the vocabulary.
+        """
+        return self._head.shard(hidden)
+
     @property
     def exact(self) -> bool:
         """Whether a row's bits do not depend on what is computed with it, nor on chunks."""

@@ -6,17 +6,19 @@ A step runs in the smallest shape that holds it. What is beyond it is padding: r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from qwen3_ray.attention.base import AttentionMetadata
 from qwen3_ray.core.request_state import RequestState
 from qwen3_ray.core.step import ScheduledRequest
+from qwen3_ray.distributed.control import GraphOrder
 from qwen3_ray.runner.constraints import has_constraints
 from qwen3_ray.runner.device_rows import DeviceRows
 from qwen3_ray.runner.device_step import DecodeRow, DeviceStep, place_prompts
@@ -30,6 +32,7 @@ PROMPT_TOKENS = (128, 256, 512, 1_024, 2_048)
 _MAX_PROMPT_SEQS = 64
 _FEW_DECODES = (1, 2, 4)
 _DECODE_STRIDE = 8
+_NOTHING = np.empty(0, np.int32)
 
 
 class Forward(Protocol):
@@ -41,12 +44,12 @@ class Forward(Protocol):
         positions: torch.Tensor,
         metadata: AttentionMetadata,
         logits_indices: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """Logits [num_logits, vocab_size] of the rows named, or of all."""
+    ) -> torch.Tensor:
+        """Logits [num_logits, shard_size] of the rows named, or of all."""
 
 
 class Choose(Protocol):
-    """Samples on the device; `triton_choice.choose` is one."""
+    """Samples on the device: `triton_choice.choose`, or `ShardChoice` in a group of ranks."""
 
     def __call__(
         self,
@@ -101,6 +104,8 @@ class GraphRunner:
     """Queues captured steps of requests that are sampled simply, and tells what they sample.
 
     One thread uses it; `warm_up` comes first. Nothing here waits for the device but `Launch`.
+
+    Of a group, each rank has one of the same limits. Rank 0's `launch` has the others `follow`.
     """
 
     def __init__(
@@ -112,7 +117,9 @@ class GraphRunner:
         *,
         device: torch.device,
         stream: DeviceStream,
+        tell: Callable[[GraphOrder], None] | None = None,
     ) -> None:
+        """`tell`: how rank 0 of a group tells the others what to follow."""
         self._forward = forward
         self._choose = choose
         self._kernels = kernels
@@ -133,20 +140,26 @@ class GraphRunner:
         self._ring = SampledRing(limits.max_num_seqs, device, stream)
         self._step = DeviceStep(self.decodes)
         self._samplings: WeakKeyDictionary[RequestState, bytes] = WeakKeyDictionary()
-        self._decode_graphs: dict[tuple[int, bool], Work] = {}
-        self._prompt_graphs: dict[int, Work] = {}
+        self._tell = tell
+        self._graphs: list[tuple[StepBuffers, Work]] = []
+        self._decode_graphs: dict[tuple[int, bool], int] = {}
+        self._prompt_graphs: dict[int, int] = {}
 
     def warm_up(self) -> None:
         """Compile and capture all shapes, the largest first; every row is padding meanwhile."""
         for size in reversed(self._limits.prompt_sizes):
             body = partial(self._compute_prompts, size)
-            self._prompt_graphs[size] = self._stream.capture(body)
+            self._prompt_graphs[size] = self._capture(self.prompts, body)
         for size in reversed(self._limits.decode_sizes):
             for may_cut in (True, False):
                 body = partial(self._compute_decodes, size, may_cut=may_cut)
-                self._decode_graphs[size, may_cut] = self._stream.capture(body)
+                self._decode_graphs[size, may_cut] = self._capture(self.decodes, body)
         self._feed(self.decodes, 1)
         self._ring.reset()
+
+    def _capture(self, buffers: StepBuffers, body: Work) -> int:
+        self._graphs.append((buffers, self._stream.capture(body)))
+        return len(self._graphs) - 1
 
     @torch.inference_mode()
     def _compute_decodes(self, size: int, *, may_cut: bool) -> None:
@@ -164,10 +177,9 @@ class GraphRunner:
         self._sample(logits, views.rows, may_cut=True)
         self._kernels.advance(self.prompts, self._ring, self._prompt_seqs, decodes=False)
 
-    def _sample(self, logits: torch.Tensor | None, rows: DeviceRows, *, may_cut: bool) -> None:
-        if logits is not None:
-            out = self._ring.sampled[: len(rows.seed)]
-            self._choose(logits, rows, self._limits.num_valid_token_ids, out, may_cut=may_cut)
+    def _sample(self, logits: torch.Tensor, rows: DeviceRows, *, may_cut: bool) -> None:
+        out = self._ring.sampled[: len(rows.seed)]
+        self._choose(logits, rows, self._limits.num_valid_token_ids, out, may_cut=may_cut)
 
     def launch(self, items: Sequence[ScheduledRequest]) -> Launch | None:
         """Queue a step of `items`; None if no captured shape holds them, or one is not simple.
@@ -185,27 +197,38 @@ class GraphRunner:
         if len(items) > self._prompt_seqs or num_tokens > self._limits.prompt_sizes[-1]:
             return None
         rows = place_prompts(self.prompts, items, samplings)
-        self._feed(self.prompts, len(items))
-        self._replay(self._prompt_graphs[_least(self._prompt_graphs, num_tokens)])
+        self._replay(self._prompt_graphs[_least(self._prompt_graphs, num_tokens)], len(items))
         return self._ring.publish(rows)
 
     def launch_decodes(self, rows: Sequence[DecodeRow]) -> Launch:
         """Queue a step of decodes, at most `max_num_seqs`; all were launched or found simple."""
-        if self._step.place(rows, self._samplings):
-            self._feed(self.decodes, self._step.num_seqs)
+        num_fed = self._step.num_seqs if self._step.place(rows, self._samplings) else 0
         launched = self._step.launched()
         size = _least(self._limits.decode_sizes, len(rows))
-        self._replay(self._decode_graphs[size, self._step.may_cut])
+        self._replay(self._decode_graphs[size, self._step.may_cut], num_fed)
         launch = self._ring.publish(launched)
         self._step.advance(launch.first_source)
         return launch
 
+    def follow(self, order: GraphOrder) -> None:
+        """Queue what rank 0 queues."""
+        if order.num_seqs:
+            buffers, _ = self._graphs[order.graph]
+            buffers.put(order.payload)
+        self._replay(order.graph, order.num_seqs)
+
+    def _replay(self, graph: int, num_fed: int) -> None:
+        """Queue a captured step, after what was sent of so many sequences."""
+        buffers, work = self._graphs[graph]
+        if self._tell is not None:
+            self._tell(GraphOrder(graph, num_fed, buffers.sent if num_fed else _NOTHING))
+        if num_fed:
+            self._feed(buffers, num_fed)
+        self._stream.run(work)
+        self.num_replays += 1
+
     def _feed(self, buffers: StepBuffers, num_seqs: int) -> None:
         self._stream.run(partial(self._kernels.feed, buffers, self._ring, num_seqs))
-
-    def _replay(self, graph: Work) -> None:
-        self._stream.run(graph)
-        self.num_replays += 1
 
     def _sampling(self, item: ScheduledRequest) -> bytes:
         """What `item` is sampled with; empty if that takes more than to choose one token."""
@@ -221,6 +244,6 @@ class GraphRunner:
         return b"" if item.num_drafts else self._samplings[request]
 
 
-def _least(sizes: Sequence[int] | dict[int, Work], count: int) -> int:
+def _least(sizes: Sequence[int] | dict[int, int], count: int) -> int:
     """The smallest of `sizes` that holds `count`."""
     return min(size for size in sizes if size >= count)

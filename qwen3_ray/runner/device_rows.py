@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qwen3_ray.runner.sampling_rows import Records
 
-_SMALLEST_TEMPERATURE = np.finfo(np.float32).tiny
+_SMALLEST_TEMPERATURE = 2.0**-66  # by which kernels can divide any distance of logits
 _LARGEST_INT32 = 2**31 - 1
 _ALIGNMENT = 16  # so that every column begins where kernels read it best
 
@@ -56,8 +56,8 @@ def device_rows(rows: Records, device: torch.device) -> DeviceRows:
 def narrowed(rows: Records) -> tuple[NDArray[np.generic], ...]:
     """The columns of `DeviceRows`, on the host; whoever samples on a device takes these values.
 
-    Temperatures above 0 stay above 0. `top_p` is never rounded up: where the tokens' mass meets it
-    to the last bit, as it does among a few equals, no further token is kept.
+    Temperatures above 0 stay so, and are at least 2^-66. `top_p` is never rounded up: where the
+    tokens' mass meets it to the last bit, as it does among a few equals, no further one is kept.
     """
     temperature = rows["temperature"]
     smallest = np.where(temperature > 0, _SMALLEST_TEMPERATURE, 0.0)

@@ -44,7 +44,7 @@ class ModelRunner:
             self._model.forward(input_ids, positions, self._kv_caches, metadata)
             return None
         rows = self._to_device(arrays.logits_indices)
-        return self.forward(input_ids, positions, metadata, rows)
+        return self._model.compute_logits(self._hidden(input_ids, positions, metadata, rows))
 
     @torch.inference_mode()
     def forward(
@@ -53,16 +53,24 @@ class ModelRunner:
         positions: torch.Tensor,
         metadata: AttentionMetadata,
         logits_indices: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+    ) -> torch.Tensor:
         """A step whose inputs are on the device: logits of the rows named, or of all.
 
         Returns:
-            As `execute`.
+            [num_logits, shard_size], float32, of this rank's share of the vocabulary.
         """
+        hidden = self._hidden(input_ids, positions, metadata, logits_indices)
+        return self._model.compute_shard_logits(hidden)
+
+    def _hidden(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: AttentionMetadata,
+        logits_indices: torch.Tensor | None,
+    ) -> torch.Tensor:
         hidden = self._model.forward(input_ids, positions, self._kv_caches, metadata)
-        if logits_indices is not None:
-            hidden = hidden.index_select(0, logits_indices)
-        return self._model.compute_logits(hidden)
+        return hidden if logits_indices is None else hidden.index_select(0, logits_indices)
 
     def _to_device(self, values: Int32s) -> torch.Tensor:
         return torch.from_numpy(values).to(self._model.device)

@@ -91,6 +91,8 @@ class StepBuffers:
         self.block_size = block_size
         self.num_copies = 0
         """How often anything was sent."""
+        self.sent: NDArray[np.int32] = np.empty(0, np.int32)
+        """What was sent last, all of it; holds until the next but one time."""
         self._stream = stream
         counts = (
             *[max_seqs] * (len(StepFields._fields) - 5),
@@ -120,15 +122,16 @@ class StepBuffers:
 
     def send(self, blocks: Sequence[int]) -> None:
         """Queue the copy of all fields, with `blocks` as the last one."""
+        words = self._bytes[: self._num_fixed_bytes].view(np.int32)
+        self.put(words, np.array(blocks, np.int32))
+
+    def put(self, *parts: NDArray[np.int32]) -> None:
+        """Queue the copy of what another rank's buffers `sent`, or of its parts in their order."""
         stage = self._stages[self.num_copies % _NUM_STAGES]
         self._waits[self.num_copies % _NUM_STAGES]()
-        num_bytes = self._num_fixed_bytes
-        stage.numpy()[:num_bytes] = self._bytes[:num_bytes]
-        if blocks:
-            end = num_bytes + 4 * len(blocks)
-            stage.numpy()[num_bytes:end].view(np.int32)[:] = blocks
-            num_bytes = end
-        source, target = stage[:num_bytes], self._device_bytes[:num_bytes]
+        words = stage.numpy().view(np.int32)
+        self.sent = np.concatenate(parts, out=words[: sum(map(len, parts))])
+        source, target = stage[: self.sent.nbytes], self._device_bytes[: self.sent.nbytes]
         self._stream.run(lambda: _copy(target, source))
         self._waits[self.num_copies % _NUM_STAGES] = self._stream.mark()
         self.num_copies += 1

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from qwen3_ray.gpu.triton_jit import device_function, kernel
 from qwen3_ray.runner.triton_logits import (
+    distance,
     is_cut,
     is_drawn,
     load_logits,
@@ -27,7 +28,7 @@ _MAX_RANGE = tl.constexpr(64.0)
 @device_function
 def _level(index: tl.tensor, largest: tl.tensor, smallest: tl.tensor) -> tl.tensor:
     """Falling values, from the largest logit on: closer at the top, the last below everything."""
-    reach = tl.minimum(largest - smallest, _MAX_RANGE)
+    reach = tl.minimum(distance(largest, smallest), _MAX_RANGE)
     # One rounding, whatever the compiler would make of it: two kernels must agree.
     level = tl.fma((index * index).to(tl.float32) * _PER_SQUARE, -reach, largest)
     return tl.where(index == LAST_LEVEL, -float("inf"), level)

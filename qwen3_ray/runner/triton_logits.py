@@ -17,6 +17,7 @@ CHUNK = 4096
 """Logits that one program reads."""
 
 _ONE = tl.constexpr(2.0**42)
+_FAR = tl.constexpr(2.0**60)
 _SIGN = tl.constexpr(0x7FFFFFFF)
 
 
@@ -99,8 +100,14 @@ def within_gap(x: tl.tensor, largest: tl.tensor, max_gap: tl.tensor) -> tl.tenso
 
 @device_function
 def scaled(x: tl.tensor, largest: tl.tensor, temperature: tl.tensor) -> tl.tensor:
-    """How far logits are below the largest, at this temperature; 0 or less."""
-    return (x - largest) / temperature
+    """How far logits are below the largest, at this temperature; 0 or less, and finite."""
+    return -distance(largest, x) / temperature
+
+
+@device_function
+def distance(larger: tl.tensor, smaller: tl.tensor) -> tl.tensor:
+    """Of two numbers, at most 2^60: no step overflows, not with a temperature of 2^-66 either."""
+    return tl.minimum(larger * 0.5 - smaller * 0.5, _FAR / 2) * 2
 
 
 @device_function

@@ -13,6 +13,7 @@ import torch
 import triton.language as tl
 
 from qwen3_ray.gpu.triton_jit import device_function, kernel
+from qwen3_ray.runner.sampling_rows import NUMERICAL_ERROR
 from qwen3_ray.runner.triton_edits import field, load_field
 from qwen3_ray.runner.triton_logits import CHUNK, chunks_of, load_logits
 from qwen3_ray.sampling_params import MAX_LOGPROBS
@@ -20,12 +21,13 @@ from qwen3_ray.sampling_params import MAX_LOGPROBS
 _TOKEN_ID, _NUM_TOP = field("token_id"), field("num_top")
 _TOP_PADDED = tl.constexpr(1 << (MAX_LOGPROBS - 1).bit_length())
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
+_NUMERICAL_ERROR = tl.constexpr(NUMERICAL_ERROR)
 _NO_ID = tl.constexpr(2**31 - 1)
 _NUM_WARPS = 8
 
 
 class Scores(NamedTuple):
-    """As in `Outcome`; void for rows that want none."""
+    """As in `Outcome`; void for rows that want none, or are not finite."""
 
     logprobs: torch.Tensor
     """[num_rows], float32."""
@@ -49,10 +51,11 @@ def score(
     """Score every row that wants it.
 
     Args:
-        logits: [num_rows, vocab_size], finite.
-        num_tokens: of the vocabulary.
+        logits: [num_rows, vocab_size].
+        num_tokens: ids beyond are not known.
         records: the rows, see `DeviceBatch.rows`.
-        token_ids: [num_rows], int32, where a row has none of its own.
+        token_ids: [num_rows], int32, what was sampled: for rows that have no id of their own.
+            `NUMERICAL_ERROR` for those that are not finite.
         num_top: the most likeliest ids that any row wants, at most `num_tokens`.
         chunk_size: logits for each program; changes no digit that matters.
     """
@@ -80,6 +83,13 @@ def score(
     _score_chunks[grid](*given, chunk_size=chunks.size, **sizes)
     _score_rows[(num_rows,)](*given, *scores, padded=chunks.padded, **sizes)
     return scores
+
+
+@device_function
+def _is_scored(records: tl.tensor, row: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
+    """Whether the row wants to know, and can."""
+    is_finite = tl.load(token_ids + row) != _NUMERICAL_ERROR
+    return (load_field(records, row, _NUM_TOP) >= 0) & is_finite
 
 
 @device_function
@@ -113,7 +123,7 @@ def _score_chunks(
 ) -> None:
     """Of a chunk: its largest logit, the sum of weights, how many come before, the first few."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    if load_field(records, row, _NUM_TOP) < 0:
+    if _is_scored(records, row, token_ids) == 0:
         return
     ids = chunk * chunk_size + tl.arange(0, chunk_size)
     is_known = ids < num_tokens
@@ -155,7 +165,7 @@ def _score_rows(
 ) -> None:
     """Fill `Scores`, from the rows' chunks."""
     row = tl.program_id(0).to(tl.int64)
-    if load_field(records, row, _NUM_TOP) < 0:
+    if _is_scored(records, row, token_ids) == 0:
         return
     chunk = tl.arange(0, padded)
     place, is_chunk = row * num_chunks + chunk, chunk < num_chunks

@@ -10,6 +10,8 @@ nor `top_p` cuts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton.language as tl
 
@@ -18,6 +20,7 @@ from qwen3_ray.gpu.triton_jit import device_function, kernel
 from qwen3_ray.gpu.triton_philox import gumbel_noise
 from qwen3_ray.runner.device_rows import DeviceRows
 from qwen3_ray.runner.sampling_rows import NOTHING_ALLOWED, NUMERICAL_ERROR
+from qwen3_ray.runner.triton_choice import choose
 from qwen3_ray.runner.triton_logits import (
     CHUNK,
     is_drawn,
@@ -32,6 +35,38 @@ _NUMERICAL_ERROR = tl.constexpr(NUMERICAL_ERROR)
 _NOTHING_ALLOWED = tl.constexpr(NOTHING_ALLOWED)
 _LARGEST_ID = tl.constexpr(2**31 - 1)
 _LANES = tl.constexpr(4)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardChoice:
+    """Samples on the device, on every rank of a group the same tokens.
+
+    Without cuts the ranks tell each other what `choose_over_ranks` needs. With them rank 0 gathers
+    all logits, chooses, and tells the others.
+    """
+
+    tp: TPGroup
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        rows: DeviceRows,
+        num_valid_token_ids: int,
+        out: torch.Tensor,
+        *,
+        may_cut: bool,
+    ) -> None:
+        """See `triton_choice.choose`; `logits` are those of this rank, [num_rows, shard_size]."""
+        tp = self.tp
+        if not may_cut:
+            first_id = tp.rank * logits.shape[1]
+            choose_over_ranks(logits, rows, num_valid_token_ids, out, tp, first_id=first_id)
+            return
+        gathered = tp.gather(logits)
+        if gathered is not None:
+            choose(gathered, rows, num_valid_token_ids, out)
+        if tp.collectives is not None:
+            tp.collectives.broadcast(out)
 
 
 def choose_over_ranks(

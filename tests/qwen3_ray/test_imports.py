@@ -24,7 +24,7 @@ CPU_BACKEND = {
     "qwen3_ray.layers.quantized",
 }
 """Loaded where Numba's kernels are chosen."""
-CUDA_BACKEND = {"qwen3_ray.runner.cuda_graphs"}
+CUDA_BACKEND = {"qwen3_ray.layers.fp8"}
 """Loaded where Triton's kernels are chosen."""
 LOADED_ON_DEMAND = {"qwen3_ray.text.jinja_template", "qwen3_ray.text.grammar_worker"}
 """For chats, and for grammars in a process of their own."""

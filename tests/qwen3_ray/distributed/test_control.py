@@ -12,6 +12,7 @@ from qwen3_ray.distributed.control import (
     FRAME_SIZE,
     HEADER_SIZE,
     VERSION,
+    GraphOrder,
     Kind,
     StepArrays,
     StepControl,
@@ -80,6 +81,22 @@ def test_a_step_arrives_as_it_was_sent(
         assert (got.num_tokens, got.num_logits) == (3, 2)
         for name in StepArrays.__slots__:
             np.testing.assert_array_equal(getattr(got, name), getattr(sent, name))
+
+
+@pytest.mark.parametrize("num_words", [0, 1, FRAME_SIZE - HEADER_SIZE, FRAME_SIZE, 100_000])
+def test_an_order_arrives_as_it_was_sent(
+    controls: tuple[StepControl, StepControl], pool: ThreadPoolExecutor, num_words: int
+) -> None:
+    leader, follower = controls
+    payload = np.arange(num_words, dtype=np.int32)
+    for number in range(2):
+        received = pool.submit(follower.receive)
+        leader.send_order(GraphOrder(7 + number, 3, payload))
+        kind, order = received.result()
+        assert kind is Kind.GRAPH
+        assert isinstance(order, GraphOrder)
+        assert order[:2] == (7 + number, 3)
+        np.testing.assert_array_equal(order.payload, payload)
 
 
 @pytest.mark.parametrize(

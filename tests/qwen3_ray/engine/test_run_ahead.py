@@ -16,14 +16,8 @@ from qwen3_ray.errors import EngineError
 from qwen3_ray.request import GenerateRequest
 from qwen3_ray.runner.device_stream import DeviceStream, InlineStream
 from qwen3_ray.sampling_params import SamplingParams
-from tests.qwen3_ray.runner.graphs_rig import (
-    GREEDY,
-    NAN_TOKEN,
-    GraphEngine,
-    LazyStream,
-    make_request,
-    oracle,
-)
+from tests.qwen3_ray.runner.fake_device import NAN_TOKEN, LazyStream
+from tests.qwen3_ray.runner.graphs_rig import GREEDY, GraphEngine, make_request, oracle
 
 KINDS = (
     {"temperature": 0.0},
@@ -231,7 +225,7 @@ def test_an_error_of_the_device_is_the_engines() -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    engine.graphs._ring.publish = fail  # type: ignore[method-assign,assignment]
+    engine.graphs._ring.publish = fail
     with pytest.raises(EngineError, match="illegal memory access"):
         engine.step()
 

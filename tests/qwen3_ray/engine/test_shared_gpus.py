@@ -44,30 +44,26 @@ def test_ranks_with_one_gpu_are_told_before_nccl_refuses() -> None:
         check_gpus([7, 5, 5])
 
 
-@pytest.mark.parametrize("may_share", [False, True], ids=["memory", "staged"])
-def test_ranks_that_speak_through_the_host_answer_the_same(may_share: bool, tmp_path: Path) -> None:
-    config = engine_config(
-        make_checkpoint(tmp_path / "model"),
-        tensor_parallel_size=2,
-        max_model_len=64,
-        num_threads=1,
-    )
-    (tmp_path / "ranks").mkdir()
-    start = partial(
-        serve_rank, config, 1, rendezvous_dir=tmp_path / "ranks", may_share_gpus=may_share
-    )
+def two_ranks_answer(model_dir: Path, rendezvous_dir: Path, *, may_share: bool) -> list[int]:
+    config = engine_config(model_dir, tensor_parallel_size=2, max_model_len=64, num_threads=1)
+    rendezvous_dir.mkdir()
+    start = partial(serve_rank, config, 1, rendezvous_dir=rendezvous_dir, may_share_gpus=may_share)
     other = threading.Thread(target=start)
     other.start()
-    engine = build_engine(config, rendezvous_dir=tmp_path / "ranks", may_share_gpus=may_share)
+    engine = build_engine(config, rendezvous_dir=rendezvous_dir, may_share_gpus=may_share)
     params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, seed=0)
-    engine.add_request(GenerateRequest("one", (5, 6, 7), params))
+    engine.add_request(GenerateRequest(request_id="one", prompt_token_ids=(5, 6, 7), params=params))
     token_ids: list[int] = []
     while engine.has_unfinished:
         for delta in engine.step():
             token_ids += delta.token_ids
     engine.close()
     other.join()
-    assert token_ids == ANSWER
+    return token_ids
 
 
-ANSWER = [0]
+def test_ranks_that_speak_through_the_host_answer_as_others_do(tmp_path: Path) -> None:
+    model_dir = make_checkpoint(tmp_path / "model")
+    expected = two_ranks_answer(model_dir, tmp_path / "memory", may_share=False)
+    assert len(expected) == NUM_TOKENS
+    assert two_ranks_answer(model_dir, tmp_path / "staged", may_share=True) == expected

@@ -22,17 +22,8 @@ from qwen3_ray.runner.sampler import Sampler
 from qwen3_ray.runner.triton_choice import choose
 from qwen3_ray.sampling_params import SamplingParams
 from qwen3_ray.testing_models import TINY_MODEL, engine_config, make_checkpoint
-from tests.qwen3_ray.runner.graphs_rig import (
-    CPU,
-    GREEDY,
-    FakeModel,
-    GraphEngine,
-    PlainKernels,
-    fake_choose,
-    limits,
-    make_request,
-    oracle,
-)
+from tests.qwen3_ray.runner.fake_device import CPU, FakeModel, PlainKernels, fake_choose
+from tests.qwen3_ray.runner.graphs_rig import GREEDY, GraphEngine, limits, make_request, oracle
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -66,7 +57,7 @@ class RecordingStream(InlineStream):
         self.num_captured = 0
         self.replayed: list[int] = []
 
-    def capture(self, work):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def capture(self, work):  # noqa: ANN001, ANN201
         work()
         number = self.num_captured
         self.num_captured += 1
@@ -82,7 +73,7 @@ def test_largest_shapes_are_captured_first_and_leave_no_trace() -> None:
     stream, shapes = RecordingStream(), list[tuple[int, bool]]()
     model = FakeModel(8, 4)
 
-    def forward(ids, positions, metadata, indices):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def forward(ids, positions, metadata, indices):  # noqa: ANN001, ANN202
         if len(shapes) < stream.num_captured + 1:
             shapes.append((len(ids), indices is None))
         return model.forward(ids, positions, metadata, indices)
@@ -169,7 +160,7 @@ SMALL = replace(TINY_MODEL, num_layers=1, hidden_size=32, intermediate_size=32, 
 
 
 @pytest.fixture(scope="module")
-def make_executor(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def make_executor(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
     config = engine_config(
         make_checkpoint(tmp_path_factory.mktemp("model"), SMALL),
         device=DEVICE.type, dtype="float32", numerics="fast",
@@ -205,7 +196,7 @@ def make_executor(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-
     return make
 
 
-def test_a_model_with_graphs_gives_the_tokens_of_plain_launches(make_executor) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def test_a_model_with_graphs_gives_the_tokens_of_plain_launches(make_executor) -> None:  # noqa: ANN001
     """Greedily, over a border of blocks; two prompts of a step, then decodes in one and two."""
     outputs = []
     for with_graphs in (True, False):

@@ -18,7 +18,7 @@ from qwen3_ray.runner.sampled_ring import Launch, SampledRing
 from qwen3_ray.runner.sampling_rows import packed_row
 from qwen3_ray.runner.step_buffers import StepBuffers
 from qwen3_ray.sampling_params import SamplingParams
-from tests.qwen3_ray.runner.graphs_rig import CPU, LazyStream, PlainKernels
+from tests.qwen3_ray.runner.fake_device import CPU, LazyStream, PlainKernels
 
 MAX_SEQS, MAX_BLOCKS, BLOCK_SIZE = 6, 8, 4
 

@@ -12,7 +12,7 @@ from qwen3_ray.runner.device_stream import InlineStream
 from qwen3_ray.runner.sampled_ring import NUM_TURNS, LaunchedRow, SampledRing
 from qwen3_ray.runner.step_buffers import StepBuffers
 from qwen3_ray.sampling_params import SamplingParams
-from tests.qwen3_ray.runner.graphs_rig import PlainKernels
+from tests.qwen3_ray.runner.fake_device import PlainKernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MAX_SEQS, MAX_BLOCKS, BLOCK_SIZE = 300, 5, 16

@@ -1,5 +1,6 @@
 """Tokens chosen by Triton kernels: the kept set exactly, draws by their frequencies."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from qwen3_ray.runner import reference_sampling
 from qwen3_ray.runner.device_rows import DeviceRows, device_rows
+from qwen3_ray.runner.philox import philox4x32
 from qwen3_ray.runner.sampling_rows import (
     NO_EDITS,
     NOTHING_ALLOWED,
@@ -90,8 +92,11 @@ def by_sorting(logits: Logits, rows: Records) -> list[set[int]]:
     return kept
 
 
-@pytest.mark.parametrize("chunk_size", [4, 16, 64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("chunk_size", "dtype"),
+    [(8, torch.float32), (64, torch.bfloat16), (32, torch.float16)],
+    ids=str,
+)
 def test_greedy_takes_the_largest_and_the_lowest_id_of_equals(
     chunk_size: int, dtype: torch.dtype
 ) -> None:
@@ -153,7 +158,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(row=logit_rows(max_size=260), fields=FIELDS)
 def test_kept_is_what_sorting_keeps(row: Logits, fields: dict[str, Any]) -> None:
     params = SamplingParams(**fields)
@@ -185,12 +190,12 @@ def test_the_border_of_a_wide_row_is_exact() -> None:
     assert kept == by_sorting(logits, rows)
     assert [len(ids) for ids in kept][1] == 301
     assert len(kept[3]) > 1000
-    assert kept == kept_ids(logits, rows, chunk_size=2048)
+    assert kept[3:4] == kept_ids(logits[3:4], rows[3:4], chunk_size=2048)
 
 
 def test_a_token_depends_neither_on_other_rows_nor_on_chunks() -> None:
     generator = np.random.default_rng(3)
-    logits = (generator.normal(size=(8, 200)) * 2).astype(np.float32)
+    logits = (generator.normal(size=(8, 90)) * 2).astype(np.float32)
     logits[5, 8] = np.nan
     params = [
         SamplingParams(temperature=0),
@@ -206,13 +211,9 @@ def test_a_token_depends_neither_on_other_rows_nor_on_chunks() -> None:
     together = chosen(logits, rows)
     assert together[5] == NUMERICAL_ERROR
     assert len(set(together)) > 5
-    for chunk_size in (16, 256):
-        assert chosen(logits, rows, chunk_size=chunk_size) == together
-    for index in range(8):
-        alone = slice(index, index + 1)
-        assert chosen(logits[alone], rows[alone]) == together[alone]
-    order = [4, 7, 0, 2, 5, 1]
-    assert chosen(logits[order], rows[order]) == [together[index] for index in order]
+    assert chosen(logits, rows, chunk_size=64) == together
+    for order in ([2], [4], [7, 0, 2, 1]):
+        assert chosen(logits[order], rows[order]) == [together[index] for index in order]
     uncut = [0, 1, 3, 5, 7]
     assert chosen(logits[uncut], rows[uncut], may_cut=False) == [together[i] for i in uncut]
     assert chosen(logits, rows_of(*params, position=6)) != together
@@ -239,33 +240,51 @@ def test_rows_that_are_not_finite_or_all_banned(bad: float, temperature: float) 
     assert 0 <= banned[3] < 3
 
 
-COUNT = 4000
-QUANTILES = {
-    1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32, 8: 26.12, 9: 27.88,
-}  # fmt: skip
+def gumbel_of(row: np.void, token_id: int) -> float:
+    seed = int(row["seed"])
+    counter = (int(row["position"]), int(row["choice"]), 1, token_id // 4)
+    word = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))[token_id % 4]
+    return -math.log(-math.log1p(-(word + 0.5) / 2**32))
+
+
+def test_a_draw_is_the_largest_of_scores_with_the_noise_of_each_token() -> None:
+    logits = np.random.default_rng(5).normal(size=(6, 90)).astype(np.float32)
+    logits[2] = 0
+    fields = [{}, {"temperature": 0.3}, {}, {"min_p": 0.4}, {"top_k": 9}, {"top_p": 0.3}]
+    rows = rows_of(*[SamplingParams(seed=7 - 2**40, **one) for one in fields], position=2**31 - 1)
+    rows["choice"] = range(6)
+    drawn = chosen(logits, rows)
+    for row, x, token_id in zip(rows, logits.astype(float), drawn, strict=True):
+        (kept,) = by_sorting(x[None].astype(np.float32), np.array([row]))
+        scores = {i: x[i] / row["temperature"] + gumbel_of(row, i) for i in kept}
+        best, second = sorted(scores.values(), reverse=True)[:2]
+        assert best - second > 1e-4
+        assert scores[token_id] == best
+
+
+COUNT = 4000 if torch.cuda.is_available() else 40
+"""Much of an interpreter's time."""
+QUANTILES = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46}
 """Of the chi-square distribution at 0.999, by degrees of freedom."""
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
-        {"temperature": 0.5},
-        {"temperature": 1.5, "top_k": 6},
-        {"top_p": 0.8},
+        {"temperature": 1.5, "top_k": 3},
         {"min_p": 0.2, "temperature": 2},
     ],
-    ids=lambda fields: "+".join(fields) or "plain",
+    ids="+".join,
 )
 def test_frequencies_are_the_probabilities(fields: dict[str, float]) -> None:
     """Of the tokens at so many positions, with one seed."""
     params = SamplingParams(seed=11, **fields)
-    logits = np.random.default_rng(3).normal(size=10).astype(np.float32)
+    logits = np.array([0.3, -1.0, 1.1, -0.4, 0.0, -3.5], np.float32)
     probabilities = keep(dict(enumerate(map(float, logits))), params).probabilities
     rows = np.repeat(rows_of(params), COUNT)
     rows["position"] = np.arange(COUNT)
-    drawn = chosen(np.tile(logits, (COUNT, 1)), rows, chunk_size=16)
-    counts = np.bincount(drawn, minlength=10)
+    drawn = chosen(np.tile(logits, (COUNT, 1)), rows, chunk_size=8, may_cut="top_k" in fields)
+    counts = np.bincount(drawn, minlength=6)
     ids = list(probabilities)
     assert counts[ids].sum() == COUNT
     expected = np.array(list(probabilities.values())) * COUNT
