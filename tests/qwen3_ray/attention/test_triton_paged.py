@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,18 +28,21 @@ MIXED = [(100, 33), (64, 1), (0, 0), (130, 3), (17, 17), (70, 0), (128, 1)]
 PREFILL = [(70, 40)]
 
 
-@pytest.fixture(autouse=True)
-def _poison() -> Iterator[None]:
+class PoisonedAttention(TritonPagedAttention):
     """Whatever is allocated and not written to holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+
+    def attend(self, q: torch.Tensor, cache: KVCache, metadata: AttentionMetadata) -> torch.Tensor:
+        torch.use_deterministic_algorithms(True)
+        try:
+            return super().attend(q, cache, metadata)
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 def make_backend(
     *, exact: bool, split_len: int = SPLIT_LEN, busy_programs: int = 12
 ) -> TritonPagedAttention:
-    return TritonPagedAttention(exact=exact, split_len=split_len, busy_programs=busy_programs)
+    return PoisonedAttention(exact=exact, split_len=split_len, busy_programs=busy_programs)
 
 
 def make_metadata(
