@@ -134,6 +134,7 @@ CASES: list[tuple[list[float], dict[str, float], set[int]]] = [
     ([0.0] * 200, {"top_k": 9, "top_p": 0.34}, {0, 1, 2, 3}),
     ([0.0, 1.0] * 50, {"top_k": 51, "top_p": 1e-6}, {1}),
     ([0.0, 1.0] * 50, {"top_k": 52}, {*range(1, 100, 2), 0, 2}),
+    ([0.0] * 10 + [-1.0] * 90, {"top_k": 20, "top_p": 0.6}, set(range(10))),  # far above top_k's
     ([-3e38, 3e38, 0.0, -3e38], {"top_k": 3}, {0, 1, 2}),
     ([1e-45, 0.0, -1e-45, -1.0], {"top_k": 2}, {0, 1}),
     ([1.0, 1.0000001, 0.9999999], {"top_k": 2}, {0, 1}),
@@ -260,6 +261,23 @@ def test_a_draw_is_the_largest_of_scores_with_the_noise_of_each_token() -> None:
         best, second = sorted(scores.values(), reverse=True)[:2]
         assert best - second > 1e-4
         assert scores[token_id] == best
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"top_k": 1}, {0}),
+        ({"top_k": 3}, {0, 2, 4}),
+        ({"top_p": 0.2}, {0, 2, 4, 6, 8}),
+        ({"min_p": 0.9}, set(range(0, 24, 2))),
+    ],
+)
+def test_nothing_but_what_is_kept_is_drawn(fields: dict[str, float], kept: set[int]) -> None:
+    rows = np.repeat(rows_of(SamplingParams(temperature=2, **fields)), 20)
+    rows["position"] = np.arange(20)
+    drawn = set(chosen(np.tile(np.float32([0.0, -0.5]), (20, 12)), rows))
+    assert drawn <= kept
+    assert len(drawn) > 1 or len(kept) == 1
 
 
 COUNT = 4000 if torch.cuda.is_available() else 40

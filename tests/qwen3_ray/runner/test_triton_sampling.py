@@ -156,6 +156,13 @@ def test_drawn_rows_are_those_of_their_edited_logits() -> None:
     assert alone.token_ids.tolist() == out.tolist()[5:]
 
 
+@pytest.mark.parametrize("fields", [{"top_p": 1e-6}, {"top_k": 1}])
+def test_a_cut_is_searched_for_whichever_parameter_asks_for_it(fields: dict[str, float]) -> None:
+    logits = np.random.default_rng(6).normal(size=(8, NUM_TOKENS)).astype(np.float32)
+    batch = batch_of(*[(row(temperature=2, **fields), NO_EDITS)] * 8)
+    assert sample(logits, batch).token_ids.tolist() == logits.argmax(1).tolist()
+
+
 def test_rows_that_score_skip_or_cannot_be_sampled() -> None:
     logits = np.random.default_rng(4).normal(size=(8, NUM_TOKENS)).astype(np.float32)
     logits[3, 149] = np.nan
@@ -167,14 +174,14 @@ def test_rows_that_score_skip_or_cannot_be_sampled() -> None:
     builder.skip()
     builder.score(8, 1)
     builder.sample(row(), 0, RowEdits(bans=[0]))  # banned, but an error
-    builder.sample(row(), 0, RowEdits(mask=np.zeros(NUM_WORDS, np.int32)))
+    builder.sample(row(logprobs=1), 0, RowEdits(mask=np.zeros(NUM_WORDS, np.int32)))
     builder.sample(row(temperature=0, logprobs=1), 0, NO_EDITS)
     builder.sample(row(temperature=0), 0, RowEdits(bans=range(1, NUM_TOKENS)))
     batch = builder.build()
     outcome = sample(logits, batch)
     expected = [7, NUM_TOKENS + 1, NOTHING_ALLOWED, NUMERICAL_ERROR, NUMERICAL_ERROR]
     assert outcome.token_ids.tolist() == [*expected, NOTHING_ALLOWED, NUMERICAL_ERROR, 0]
-    check(outcome, reference(logits, batch), [0, 1])
+    check(outcome, reference(logits, batch), [0, 1, 5])
 
 
 def test_without_logprobs_and_without_rows_there_is_nothing_else() -> None:
