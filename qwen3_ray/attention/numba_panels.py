@@ -3,21 +3,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qwen3_ray.cpu.numba_callee import callee
-from qwen3_ray.cpu.numba_tiles import LANES, make_tile
+from qwen3_ray.cpu.numba_tiles import LANES, Stored, make_tile
 
 HALF_BYTES = 2
 _FLOAT_BYTES = 4
 
-# Any number of keys may be added up: nothing is unrolled here, LLVM does so itself.
-_floats_2x4 = make_tile(2, 4, "float", unroll=1, interleaved=False)
-_floats_2x2 = make_tile(2, 2, "float", unroll=1, interleaved=False)
-_floats_4x2 = make_tile(4, 2, "float", unroll=1, interleaved=False)
-_floats_6x2 = make_tile(6, 2, "float", unroll=1, interleaved=False)
-_halves_2x4 = make_tile(2, 4, "half", unroll=1, interleaved=False)
-_halves_2x2 = make_tile(2, 2, "half", unroll=1, interleaved=False)
-_halves_4x2 = make_tile(4, 2, "half", unroll=1, interleaved=False)
-_halves_6x2 = make_tile(6, 2, "half", unroll=1, interleaved=False)
+_Multiply = Callable[[int, int, int, int, int, int, int, int, int, int], None]
+
+
+def _make_multiply(stored: Stored) -> _Multiply:
+    """One tile of `height` rows and `width` panels; the other arguments are those of a `Tile`."""
+    # Any number of keys may be added up: nothing is unrolled here, LLVM does so itself.
+    tile_2x4 = make_tile(2, 4, stored, unroll=1, interleaved=False)
+    tile_2x2 = make_tile(2, 2, stored, unroll=1, interleaved=False)
+    tile_4x2 = make_tile(4, 2, stored, unroll=1, interleaved=False)
+    tile_6x2 = make_tile(6, 2, stored, unroll=1, interleaved=False)
+
+    @callee
+    def multiply(
+        height: int,
+        width: int,
+        rows: int,
+        at: int,
+        panel_bytes: int,
+        k: int,
+        to: int,
+        out_stride: int,
+        accumulate: int,
+        row_stride: int,
+    ) -> None:
+        if height == 6:
+            tile_6x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+        elif height == 4:
+            tile_4x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+        elif width == 4:
+            tile_2x4(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+        else:
+            tile_2x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+
+    return multiply
+
+
+_halves, _floats = _make_multiply("half"), _make_multiply("float")
 
 
 @callee
@@ -45,49 +75,3 @@ def multiply_panels(
         else:
             _floats(height, width, rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
         panel += width
-
-
-@callee
-def _halves(
-    height: int,
-    width: int,
-    rows: int,
-    at: int,
-    panel_bytes: int,
-    k: int,
-    to: int,
-    out_stride: int,
-    accumulate: int,
-    row_stride: int,
-) -> None:
-    if height == 6:
-        _halves_6x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-    elif height == 4:
-        _halves_4x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-    elif width == 4:
-        _halves_2x4(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-    else:
-        _halves_2x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-
-
-@callee
-def _floats(
-    height: int,
-    width: int,
-    rows: int,
-    at: int,
-    panel_bytes: int,
-    k: int,
-    to: int,
-    out_stride: int,
-    accumulate: int,
-    row_stride: int,
-) -> None:
-    if height == 6:
-        _floats_6x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-    elif height == 4:
-        _floats_4x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-    elif width == 4:
-        _floats_2x4(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
-    else:
-        _floats_2x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
