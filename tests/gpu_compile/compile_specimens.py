@@ -126,7 +126,11 @@ def _compile(specimen: Specimen) -> CompiledKernel:
         if signature[name].startswith("*")
     }
     source = ASTSource(specimen.kernel, signature, specimen.constants, attributes)
-    options = {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages}
+    options = {
+        "num_warps": specimen.num_warps,
+        "num_stages": specimen.num_stages,
+        "enable_fp_fusion": specimen.enable_fp_fusion,
+    }
     return triton.compile(source, target=GPUTarget("cuda", SM_90, WARP_SIZE), options=options)
 
 

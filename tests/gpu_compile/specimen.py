@@ -15,5 +15,7 @@ class Specimen:
     """Values of the parameters that are compiled in."""
     num_warps: int = 4
     num_stages: int = 3
+    enable_fp_fusion: bool = True
+    """Whether products and sums that are not written as `fma` may become one."""
     name: str = ""
     """Tells specimens of one kernel apart."""

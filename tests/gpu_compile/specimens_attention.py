@@ -56,6 +56,7 @@ def attention(
         },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        enable_fp_fusion=not anchored,
     )
 
 
@@ -80,6 +81,7 @@ def merging(name: str, *, group: int = 4, padded_group: int = 4, **changes: int)
             "num_programs": "i32",
         },
         constants={**constants, **changes},
+        enable_fp_fusion=not changes.get("anchored", False),
     )
 
 
