@@ -27,6 +27,29 @@ from qwen3_ray.gpu.triton_jit import device_function, kernel
 
 
 @device_function
+def _lanes(
+    first_row: tl.tensor,
+    end: tl.tensor,
+    kv_head: tl.tensor,
+    group: tl.constexpr,
+    block_m: tl.constexpr,
+) -> tl.tensor:
+    """Of a tile: its lanes, their rows, whether those are a sequence's, and their query heads."""
+    lanes = tl.arange(0, block_m)
+    rows = first_row + lanes // group
+    is_row = (lanes < block_m // group * group) & (rows < end)
+    return lanes, rows, is_row, kv_head * group + lanes % group
+
+
+@device_function
+def _own_blocks(num_blocks: tl.tensor, split: tl.tensor, num_programs: tl.tensor) -> tl.tensor:
+    """First block of keys of this program's splits, and where they end."""
+    share = tl.cdiv(tl.cdiv(num_blocks, split), num_programs) * split
+    first_block = tl.program_id(2) * share
+    return first_block, tl.minimum(first_block + share, num_blocks)
+
+
+@device_function
 def _see_block(
     q: tl.tensor,
     top: tl.tensor,
@@ -135,8 +158,7 @@ def attend(
         is_large: whether int32 cannot count a cache's elements.
     """
     rows_per_tile: tl.constexpr = block_m // group
-    kv_head = tl.program_id(1)
-    num_kv_heads, num_programs = tl.num_programs(1), tl.num_programs(2)
+    kv_head, num_kv_heads, num_programs = tl.program_id(1), tl.num_programs(1), tl.num_programs(2)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those with most to do begin first
     sequence, first_row, end, seq_len = find_rows(
         query_start_loc, seq_lens, tile, num_rows, num_seqs, min_rows, max_rows, 1, rows_per_tile,
@@ -145,10 +167,7 @@ def attend(
     if first_row >= end:
         return
 
-    lanes = tl.arange(0, block_m)
-    rows = first_row + lanes // group
-    is_row = (lanes < rows_per_tile * group) & (rows < end)
-    heads = kv_head * group + lanes % group
+    lanes, rows, is_row, heads = _lanes(first_row, end, kv_head, group, block_m)
     places = rows * num_kv_heads * group + heads
     lane_places = places[:, None] * head_dim + tl.arange(0, head_dim)[None, :]
     q_tile = tl.load(q + lane_places, mask=is_row[:, None], other=0.0)
@@ -156,10 +175,7 @@ def attend(
     num_keys = tl.maximum(seq_len - end + tl.minimum(first_row + rows_per_tile, end), 0)
 
     split = blocks_per_split(seq_len, split_blocks, num_programs, block_n, anchored)
-    num_blocks = tl.cdiv(num_keys, block_n)
-    share = tl.cdiv(tl.cdiv(num_blocks, split), num_programs) * split
-    first_block = tl.program_id(2) * share
-    last_block = tl.minimum(first_block + share, num_blocks)
+    first_block, last_block = _own_blocks(tl.cdiv(num_keys, block_n), split, num_programs)
     slots = rows
     if tile_per_sequence:
         slots = sequence * max_rows + lanes // group
@@ -167,12 +183,12 @@ def attend(
 
     top, weight, total = nothing(block_m, head_dim)
     merged_top, merged_weight, merged_total = top, weight, total
-    head_keys = key_cache + kv_head * block_size * head_dim
-    head_values = value_cache + kv_head * block_size * head_dim
+    key_cache += kv_head * block_size * head_dim
+    value_cache += kv_head * block_size * head_dim
     block_table = block_tables + sequence.to(tl.int64) * table_width
     for block in range(first_block, last_block):
         top, weight, total = _see_block(
-            q_tile, top, weight, total, head_keys, head_values, block_table, block * block_n,
+            q_tile, top, weight, total, key_cache, value_cache, block_table, block * block_n,
             num_keys, limits, num_kv_heads, score_scale, head_dim, block_size, block_n, is_large,
         )  # fmt: skip
         if anchored:  # noqa: SIM102 - known at compile time, the other is not
