@@ -49,11 +49,9 @@ class DeviceStep:
     def __init__(self, buffers: StepBuffers) -> None:
         self._buffers = buffers
         self._requests: list[RequestState] = []
-        self._seated: set[RequestState] = set()
         self._held: list[_Held] = []
         self._tables: list[list[int]] = []
         """For each row, the blocks that the device's table holds."""
-        self._may_cut: list[bool] = []
 
     @property
     def num_seqs(self) -> int:
@@ -63,7 +61,9 @@ class DeviceStep:
     @property
     def may_cut(self) -> bool:
         """Whether any row has a `top_k` or a `top_p` that leaves tokens out."""
-        return any(self._may_cut)
+        top_k, top_p = self._buffers.host.top_k, self._buffers.host.top_p
+        rows = slice(self.num_seqs)
+        return bool(((top_k[rows] > 0) | (top_p[rows] < 1)).any())
 
     def place(self, rows: Sequence[DecodeRow], samplings: Mapping[RequestState, bytes]) -> bool:
         """Make the step of `rows`, each of another request, what the device computes next.
@@ -76,7 +76,7 @@ class DeviceStep:
             Whether anything was sent; then `triton_advance.feed` must come before the step.
         """
         wanted = {row.request: row for row in rows}
-        is_changed = wanted.keys() != self._seated
+        is_changed = wanted.keys() != set(self._requests)
         if is_changed:
             self._reseat(wanted, samplings)
         in_order = [wanted[request] for request in self._requests]
@@ -97,7 +97,8 @@ class DeviceStep:
         self, wanted: Mapping[RequestState, DecodeRow], samplings: Mapping[RequestState, bytes]
     ) -> None:
         """Give rows to new requests: those of requests that left, or further ones."""
-        newcomers = [request for request in wanted if request not in self._seated]
+        seated = set(self._requests)
+        newcomers = [request for request in wanted if request not in seated]
         holes = [row for row, request in enumerate(self._requests) if request not in wanted]
         for request in newcomers:
             self._seat(request, holes.pop(0) if holes else self.num_seqs, samplings[request])
@@ -106,24 +107,20 @@ class DeviceStep:
             last = self._requests[-1]
             if hole != self.num_seqs - 1:
                 self._seat(last, hole, samplings[last])
-            for rows in (self._requests, self._held, self._tables, self._may_cut):
+            for rows in (self._requests, self._held, self._tables):
                 rows.pop()
-        self._seated = set(wanted)
 
     def _seat(self, request: RequestState, row: int, sampling: bytes) -> None:
         fields = self._buffers.host
         columns = narrowed(np.frombuffer(sampling, ROW))
         fields.temperature[row], fields.max_gap[row], fields.top_k[row] = _scalars(columns[:3])
         fields.top_p[row], fields.seed[row], _, fields.choice[row] = _scalars(columns[3:])
-        may_cut = bool(fields.top_k[row] > 0 or fields.top_p[row] < 1)
         if row == self.num_seqs:
             self._requests.append(request)
             self._held.append(_EMPTY)
             self._tables.append([])
-            self._may_cut.append(may_cut)
         else:
             self._requests[row], self._held[row], self._tables[row] = request, _EMPTY, []
-            self._may_cut[row] = may_cut
 
     def _send(self, rows: Sequence[DecodeRow]) -> None:
         fields, count = self._buffers.host, len(rows)

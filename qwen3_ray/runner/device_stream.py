@@ -28,6 +28,11 @@ class DeviceStream(Protocol):
         """What waits until all that was queued before this call is done."""
 
 
+def copy(stream: DeviceStream, source: torch.Tensor, target: torch.Tensor) -> None:
+    """Queue a copy between the device and pinned memory."""
+    stream.run(lambda: target.copy_(source, non_blocking=True))
+
+
 class InlineStream:
     """Work is done as it is queued: for devices without queues."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from qwen3_ray.core.request_state import RequestState
-from qwen3_ray.runner.device_stream import DeviceStream, Work
+from qwen3_ray.runner.device_stream import DeviceStream, Work, copy
 
 NUM_TURNS = 4
 """Forward passes whose ids are kept; a power of two, see `triton_advance`. At most three are under
@@ -68,14 +68,10 @@ class SampledRing:
         turn = self._turn
         self._turn = (turn + 1) % NUM_TURNS
         source, target = self.ids[turn], self._on_host[turn]
-        self._stream.run(lambda: _copy(target, source))
+        copy(self._stream, source, target)
         return Launch(rows, turn * self.max_seqs, target, self._stream.mark())
 
     def reset(self) -> None:
         """Count anew, after forward passes that were not published."""
         self._stream.run(self.turn.zero_)
         self._turn = 0
-
-
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
-    target.copy_(source, non_blocking=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qwen3_ray.attention.base import AttentionMetadata
 from qwen3_ray.runner.device_rows import DeviceRows
-from qwen3_ray.runner.device_stream import DeviceStream
+from qwen3_ray.runner.device_stream import DeviceStream, copy
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -132,7 +132,7 @@ class StepBuffers:
         words = stage.numpy().view(np.int32)
         self.sent = np.concatenate(parts, out=words[: sum(map(len, parts))])
         source, target = stage[: self.sent.nbytes], self._device_bytes[: self.sent.nbytes]
-        self._stream.run(lambda: _copy(target, source))
+        copy(self._stream, source, target)
         self._waits[self.num_copies % _NUM_STAGES] = self._stream.mark()
         self.num_copies += 1
 
@@ -183,7 +183,3 @@ def _aligned(num_bytes: int) -> int:
 
 def _stage(num_bytes: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
-
-
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
-    target.copy_(source, non_blocking=True)
