@@ -26,12 +26,19 @@ class RequestTable:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self.running or request_id in self.waiting
 
-    def start(self, found: Sequence[int]) -> RequestState:
-        """Let the first waiting request run, with the blocks `found` for it; there must be room."""
+    def start(self, found: Sequence[int]) -> bool:
+        """Let the first waiting request run, with the blocks `found` for it; there must be room.
+
+        Returns:
+            Whether it is its first time: then what they hold of its prompt is in its state.
+        """
         request = self.waiting.pop()
         self.kv.admit(request, found)
         self.running.add(request)
-        return request
+        is_first = request.num_cached_tokens is None
+        if is_first:
+            request.num_cached_tokens = min(request.num_computed_tokens, request.prompt_len)
+        return is_first
 
     def advance(self, request: RequestState, num_tokens: int) -> None:
         """Note that `num_tokens` more known tokens of `request` are computed."""

@@ -202,8 +202,8 @@ class Scheduler:
                 continue
             if verdict is Verdict.LATER or not self._kv.has_room(request, found):
                 break
-            self._table.start(found)
-            self.totals.note_found(request)
+            if self._table.start(found):
+                self.totals.note_found(request)
             if verdict is Verdict.WHOLE:
                 scheduled.append(ScheduledRequest(request, budget.take_all(request)))
             else:

@@ -23,10 +23,7 @@ class Totals:
     """Those of them that became output."""
 
     def note_found(self, request: RequestState) -> None:
-        """Count what the prefix cache gave `request`, which begins; only if it never did before."""
-        if request.num_cached_tokens is not None:
-            return
-        request.num_cached_tokens = min(request.num_computed_tokens, request.prompt_len)
+        """Count what the prefix cache gave `request`, which begins for the first time."""
         if request.num_prompt_logprobs_left == 0:
             self.num_prefix_queries += request.prompt_len
-            self.num_prefix_hits += request.num_cached_tokens
+            self.num_prefix_hits += request.num_cached_tokens or 0
