@@ -1,31 +1,22 @@
-"""Whether a rank's steps are captured, and what replays them."""
+"""What replays a rank's captured steps."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from qwen3_ray.config import EngineConfig
-from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.runner.cuda_graphs import GraphLimits, GraphRunner
 
 if TYPE_CHECKING:
     from qwen3_ray.engine.startup import Rank
 
 
-def has_graphs(model: Qwen3ForCausalLM) -> bool:
-    """Whether steps of `model` are captured: on CUDA, by kernels and collectives that never wait.
-
-    Plain torch attention asks the device for lengths.
-    """
-    return model.device.type == "cuda" and "triton" in model.kernel_names and model.tp.can_capture
-
-
 def build_graphs(rank: Rank, config: EngineConfig, num_valid_token_ids: int) -> GraphRunner | None:
-    """Capture all steps of `rank`, on its stream; None where `has_graphs` is not so.
+    """Capture all steps of `rank`, on its stream; None if its model's cannot be.
 
     All ranks of a group must call it, with the same settings; rank 0's `num_valid_token_ids` count.
     """
-    if not has_graphs(rank.model):
+    if not rank.model.can_capture:
         return None
     # Loaded here: only this device has Triton.
     from qwen3_ray.runner import triton_advance, triton_choice  # noqa: PLC0415

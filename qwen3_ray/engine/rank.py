@@ -19,7 +19,7 @@ from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.control import Kind, StepArrays, group_errors
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
-from qwen3_ray.engine.graphs import build_graphs, has_graphs
+from qwen3_ray.engine.graphs import build_graphs
 from qwen3_ray.engine.group_executor import GroupExecutor
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
@@ -143,7 +143,7 @@ def _num_speculative_tokens(config: EngineConfig, rank: Rank) -> int:
     """
     if config.num_speculative_tokens is not None:
         return config.num_speculative_tokens
-    return 4 if rank.exact and not has_graphs(rank.model) else 0
+    return 4 if rank.exact and not rank.model.can_capture else 0
 
 
 def _num_valid_token_ids(tokenizer: Tokenizer | None, rank: Rank) -> int:

@@ -14,7 +14,7 @@ from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.distributed.numba_lanes import SharedSum
 from qwen3_ray.errors import EngineError
 from qwen3_ray.layers import numba_layers
-from qwen3_ray.layers.layer_stack import DenseLayer
+from qwen3_ray.layers.layer_stack import DenseLayer, DenseStack
 from qwen3_ray.layers.numba_layers import LayerShape, Scratch, StepRows
 from qwen3_ray.layers.packed import PackedMatrix
 from qwen3_ray.layers.quantized import QuantizedMatrix
@@ -34,22 +34,20 @@ class FusedLayers:
 
     def __init__(
         self,
-        layers: Sequence[DenseLayer],
+        stack: DenseStack,
         matrices: Sequence[PackedMatrices],
         *,
-        num_kv_heads: int,
-        cos_sin: torch.Tensor,
         shared: SharedSum,
         pool: ThreadPool,
     ) -> None:
-        """`layers`, at least one, agree in sizes and epsilon; `num_kv_heads` are this rank's."""
-        self._layers = tuple(layers)  # the table holds no references
+        """`matrices` are those of the layers."""
+        self._layers = tuple(stack.layers)  # the table holds no references
         self._matrices = tuple(matrices)
-        self._num_kv_heads = num_kv_heads
-        self._cos_sin = cos_sin.numpy()
+        self._num_kv_heads = stack.num_kv_heads
+        self._cos_sin = stack.cos_sin.numpy()
         self._shared = shared
         self._pool = pool
-        pairs = zip(layers, self._matrices, strict=True)
+        pairs = zip(self._layers, self._matrices, strict=True)
         self._table = np.array([_columns(*pair) for pair in pairs], np.int64)
         self._operations_per_row = sum(
             2 * matrix.panels.size for matrices in self._matrices for matrix in matrices

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -11,11 +10,10 @@ import torch
 from qwen3_ray.attention.base import AttentionBackend, AttentionMetadata, KVCache
 from qwen3_ray.attention.reference import ReferenceAttention
 from qwen3_ray.config import Quantization
-from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import activation, moe, norm, rotary
-from qwen3_ray.layers.layer_stack import DenseLayer, LayerStack
+from qwen3_ray.layers.layer_stack import DenseStack, LayerStack
 from qwen3_ray.layers.linear import Packer
-from qwen3_ray.layers.moe import ExpertRows, ExpertStack, Routing
+from qwen3_ray.layers.moe import ExpertRows, ExpertShape, ExpertStack, Routing
 from qwen3_ray.layers.rotary import QKNorm
 
 KernelChoice = Literal["auto", "reference", "numba", "triton"]
@@ -29,6 +27,10 @@ class Kernels(Protocol):
     name: str
     row_invariant: bool
     """Whether a row's bits depend on that row alone, in everything here."""
+    float32_only: bool
+    """Whether activations must be float32."""
+    can_capture: bool
+    """Whether CUDA graphs can hold all of them: none waits for the device."""
     attention: AttentionBackend
 
     def packer(self, *, halves: bool, dtype: torch.dtype, device: torch.device) -> Packer | None:
@@ -43,41 +45,11 @@ class Kernels(Protocol):
     def quantizer(self, quantization: Quantization, device: torch.device) -> Packer | None:
         """How these kernels quantise weights; None if they cannot, or not on that device."""
 
-    def fuse(
-        self,
-        layers: Sequence[DenseLayer],
-        *,
-        num_kv_heads: int,
-        cos_sin: torch.Tensor,
-        tp: TPGroup,
-    ) -> LayerStack | None:
-        """All layers in one, if these kernels can; with the bits of calling them one by one.
+    def fuse(self, stack: DenseStack) -> LayerStack | None:
+        """All layers in one, if these kernels can; with the bits of calling them one by one."""
 
-        Args:
-            layers: of one shape, at least one.
-            num_kv_heads: this rank's.
-            cos_sin: see `rotary.build_cos_sin`.
-            tp: whose ranks sum up what the layers give.
-        """
-
-    def stack_experts(
-        self,
-        routing: Routing,
-        *,
-        hidden_size: int,
-        intermediate_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> ExpertStack | None:
-        """Room for a layer's experts of this rank, if these kernels compute them all at once.
-
-        Args:
-            routing: how rows choose them.
-            hidden_size: of the model.
-            intermediate_size: of one expert.
-            dtype: of weights and activations.
-            device: where they are.
-        """
+    def stack_experts(self, shape: ExpertShape) -> ExpertStack | None:
+        """Room for a layer's experts of this rank, if these kernels compute them all at once."""
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
@@ -117,6 +89,8 @@ class ReferenceKernels:
 
     name = "reference"
     row_invariant = False
+    float32_only = False
+    can_capture = False
 
     def __init__(self) -> None:
         self.attention: AttentionBackend = ReferenceAttention()
@@ -148,25 +122,10 @@ class ReferenceKernels:
     def quantizer(self, quantization: Quantization, device: torch.device) -> None:
         """See `Kernels`."""
 
-    def fuse(
-        self,
-        layers: Sequence[DenseLayer],
-        *,
-        num_kv_heads: int,
-        cos_sin: torch.Tensor,
-        tp: TPGroup,
-    ) -> None:
+    def fuse(self, stack: DenseStack) -> None:
         """See `Kernels`."""
 
-    def stack_experts(
-        self,
-        routing: Routing,
-        *,
-        hidden_size: int,
-        intermediate_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def stack_experts(self, shape: ExpertShape) -> None:
         """See `Kernels`."""
 
 

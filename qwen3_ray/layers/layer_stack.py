@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
+from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.linear import Matrix
 from qwen3_ray.layers.rotary import QKNorm
 
@@ -22,6 +23,19 @@ class DenseLayer(NamedTuple):
     post_norm: torch.Tensor
     gate_up_proj: Matrix
     down_proj: Matrix
+
+
+class DenseStack(NamedTuple):
+    """What a rank's layers, all dense and of one shape, have in common."""
+
+    layers: Sequence[DenseLayer]
+    """At least one."""
+    num_kv_heads: int
+    """This rank's."""
+    cos_sin: torch.Tensor
+    """See `rotary.build_cos_sin`."""
+    tp: TPGroup
+    """Whose ranks sum up what the layers give."""
 
 
 class LayerStack(Protocol):

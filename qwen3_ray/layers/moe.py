@@ -22,6 +22,18 @@ class Routing(NamedTuple):
     num_local_experts: int
 
 
+class ExpertShape(NamedTuple):
+    """A layer's experts on one rank, but for their weights."""
+
+    routing: Routing
+    hidden_size: int
+    intermediate_size: int
+    """Of one expert."""
+    dtype: torch.dtype
+    """Of weights and activations."""
+    device: torch.device
+
+
 class ExpertRows(NamedTuple):
     """The rows that chose each of a rank's experts: expert by expert, ascending within each."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -18,9 +17,9 @@ from qwen3_ray.distributed.shared_collectives import SharedCollectives
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import numba_rows
 from qwen3_ray.layers.fused import FusedLayers, packed_matrices
-from qwen3_ray.layers.layer_stack import DenseLayer
+from qwen3_ray.layers.layer_stack import DenseStack
 from qwen3_ray.layers.linear import Packer
-from qwen3_ray.layers.moe import ExpertRows, Routing
+from qwen3_ray.layers.moe import ExpertRows, ExpertShape, Routing
 from qwen3_ray.layers.packed import PackedMatrix
 from qwen3_ray.layers.quantized import QuantizedMatrix
 from qwen3_ray.layers.rotary import QKNorm
@@ -33,6 +32,8 @@ class NumbaKernels:
 
     name = "numba"
     row_invariant = True
+    float32_only = True
+    can_capture = False
 
     def __init__(self, num_threads: int) -> None:
         """Raises ResourcesError if products cannot be compiled for this CPU."""
@@ -58,36 +59,14 @@ class NumbaKernels:
         """See `Kernels`."""
         return partial(QuantizedMatrix, pool=self._pool) if quantization == "int8" else None
 
-    def fuse(
-        self,
-        layers: Sequence[DenseLayer],
-        *,
-        num_kv_heads: int,
-        cos_sin: torch.Tensor,
-        tp: TPGroup,
-    ) -> FusedLayers | None:
+    def fuse(self, stack: DenseStack) -> FusedLayers | None:
         """See `Kernels`."""
-        shared, matrices = _shared_sum(tp), packed_matrices(layers)
+        shared, matrices = _shared_sum(stack.tp), packed_matrices(stack.layers)
         if shared is None or matrices is None:
             return None
-        return FusedLayers(
-            layers,
-            matrices,
-            num_kv_heads=num_kv_heads,
-            cos_sin=cos_sin,
-            shared=shared,
-            pool=self._pool,
-        )
+        return FusedLayers(stack, matrices, shared=shared, pool=self._pool)
 
-    def stack_experts(
-        self,
-        routing: Routing,
-        *,
-        hidden_size: int,
-        intermediate_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def stack_experts(self, shape: ExpertShape) -> None:
         """See `Kernels`."""
 
     def add_rms_norm(

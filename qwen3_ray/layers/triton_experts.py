@@ -17,7 +17,7 @@ import triton.language as tl
 from qwen3_ray.gpu.triton_dot import dot
 from qwen3_ray.gpu.triton_jit import device_function, kernel
 from qwen3_ray.layers.linear import is_finite
-from qwen3_ray.layers.moe import Routing
+from qwen3_ray.layers.moe import ExpertShape
 from qwen3_ray.layers.triton_moe import Pairs, route
 
 _BLOCK_N = 128
@@ -27,18 +27,10 @@ _COMBINE_BLOCK = 1_024
 class TritonExperts:
     """This rank's experts of one layer, stacked; see `ExpertStack`."""
 
-    def __init__(
-        self,
-        routing: Routing,
-        *,
-        hidden_size: int,
-        intermediate_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        """Room for weights of `dtype`; what it holds is undefined until all are loaded."""
-        self._routing = routing
-        num, size = routing.num_local_experts, intermediate_size
+    def __init__(self, shape: ExpertShape) -> None:
+        """What it holds is undefined until all are loaded."""
+        self._routing, hidden_size, size, dtype, device = shape
+        num = self._routing.num_local_experts
         self._gate_up = torch.empty(num, 2 * size, hidden_size, dtype=dtype, device=device)
         self._down = torch.empty(num, hidden_size, size, dtype=dtype, device=device)
 
@@ -140,10 +132,7 @@ def _multiply_gate_up(
     tile = tl.program_id(1)
     if tile >= tl.load(num_tiles):
         return
-    expert = tl.load(tiles + tile * 3).to(tl.int64)
-    first = tl.load(tiles + tile * 3 + 1)
-    stop = tl.load(tiles + tile * 3 + 2)
-    pairs = first + tl.arange(0, block_m)
+    expert, pairs, stop = _load_tile(tiles, tile, block_m)
     # Rows and columns that there are not are computed from others, and not stored.
     rows = tl.load(sorted_rows + tl.minimum(pairs, stop - 1)).to(tl.int64)
     # Gate and up of a column lie side by side in a tile, as they do not in the weights.
@@ -183,10 +172,7 @@ def _multiply_down(
     tile = tl.program_id(1)
     if tile >= tl.load(num_tiles):
         return
-    expert = tl.load(tiles + tile * 3).to(tl.int64)
-    first = tl.load(tiles + tile * 3 + 1)
-    stop = tl.load(tiles + tile * 3 + 2)
-    pairs = first + tl.arange(0, block_m)
+    expert, pairs, stop = _load_tile(tiles, tile, block_m)
     columns = tl.program_id(0) * block_n + tl.arange(0, block_n)
     total = _multiply(
         x + tl.minimum(pairs, stop - 1)[:, None].to(tl.int64) * size,
@@ -225,6 +211,14 @@ def _combine(
         values = tl.load(source, mask=inside & (position >= 0), other=0.0)
         total += weight * values.to(tl.float32)
     tl.store(out + row * hidden_size + columns, total.to(out.dtype.element_ty), mask=inside)
+
+
+@device_function
+def _load_tile(tiles: tl.tensor, tile: tl.tensor, block_m: tl.constexpr) -> tl.tensor:
+    """Expert of a tile, numbers of its sorted pairs, and where the expert's pairs end."""
+    expert = tl.load(tiles + tile * 3).to(tl.int64)
+    first, stop = tl.load(tiles + tile * 3 + 1), tl.load(tiles + tile * 3 + 2)
+    return expert, first + tl.arange(0, block_m), stop
 
 
 @device_function

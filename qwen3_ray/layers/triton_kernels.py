@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,18 +9,20 @@ import torch
 from qwen3_ray.attention.base import AttentionBackend
 from qwen3_ray.attention.triton_paged import TritonPagedAttention
 from qwen3_ray.config import Quantization
-from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import moe, triton_rotary, triton_rows
 from qwen3_ray.layers.fp8 import Fp8Matrix, is_supported
-from qwen3_ray.layers.layer_stack import DenseLayer
+from qwen3_ray.layers.layer_stack import DenseStack
 from qwen3_ray.layers.linear import Packer
-from qwen3_ray.layers.moe import Routing
+from qwen3_ray.layers.moe import ExpertShape
 from qwen3_ray.layers.triton_experts import TritonExperts
 from qwen3_ray.layers.triton_matrix import TritonMatrix
 
 
 class TritonKernels:
     """Exact: attention and linears, too, add up in one order for any number of rows."""
+
+    float32_only = False
+    can_capture = True
 
     def __init__(self, *, exact: bool) -> None:
         self.name = "triton-exact" if exact else "triton-fast"
@@ -51,30 +52,9 @@ class TritonKernels:
             return None
         return partial(Fp8Matrix.pack, device=device)
 
-    def fuse(
-        self,
-        layers: Sequence[DenseLayer],
-        *,
-        num_kv_heads: int,
-        cos_sin: torch.Tensor,
-        tp: TPGroup,
-    ) -> None:
+    def fuse(self, stack: DenseStack) -> None:
         """See `Kernels`."""
 
-    def stack_experts(
-        self,
-        routing: Routing,
-        *,
-        hidden_size: int,
-        intermediate_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> TritonExperts:
+    def stack_experts(self, shape: ExpertShape) -> TritonExperts:
         """See `Kernels`."""
-        return TritonExperts(
-            routing,
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            dtype=dtype,
-            device=device,
-        )
+        return TritonExperts(shape)

@@ -18,7 +18,7 @@ from qwen3_ray.layers.linear import (
     RowParallelLinear,
     is_finite,
 )
-from qwen3_ray.layers.moe import ExpertStack, Routing
+from qwen3_ray.layers.moe import ExpertShape, ExpertStack, Routing
 from qwen3_ray.layers.rotary import QKNorm, build_cos_sin
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.moe_config import MoEConfig
@@ -136,12 +136,9 @@ class ModelBuilder:
         gate = self._matrix(self.reader.whole(f"{prefix}.gate.weight"), may_quantize=False)
         routing = Routing(moe.num_experts_per_tok, moe.norm_topk_prob, span.start, span.size)
         names = [f"{prefix}.experts.{index}" for index in range(span.start, span.stop)]
+        hidden_size, matrices = self.config.hidden_size, self.matrices
         stack = self.kernels.stack_experts(
-            routing,
-            hidden_size=self.config.hidden_size,
-            intermediate_size=whole.size,
-            dtype=self.matrices.dtype,
-            device=self.matrices.device,
+            ExpertShape(routing, hidden_size, whole.size, matrices.dtype, matrices.device)
         )
         if stack is not None:
             for index, name in enumerate(names):

@@ -12,7 +12,7 @@ from qwen3_ray.attention.base import AttentionMetadata, KVCache
 from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from qwen3_ray.layers.kernels import Kernels
-from qwen3_ray.layers.layer_stack import DenseLayer, LayerStack
+from qwen3_ray.layers.layer_stack import DenseLayer, DenseStack, LayerStack
 from qwen3_ray.layers.linear import ColumnParallelLinear, Matrix, RowParallelLinear
 from qwen3_ray.layers.rotary import QKNorm
 from qwen3_ray.model.model_config import ModelConfig
@@ -151,6 +151,11 @@ class Qwen3ForCausalLM:
         return self._kernels.attention.panels
 
     @property
+    def can_capture(self) -> bool:
+        """Whether CUDA graphs can hold a step: on CUDA, if nothing in it waits for the device."""
+        return self.device.type == "cuda" and self._kernels.can_capture and self.tp.can_capture
+
+    @property
     def kernel_names(self) -> str:
         """What computes here ("fp16-panels+numba", ...), for the numerics fingerprint."""
         return "+".join([*sorted({matrix.name for matrix in self.matrices()}), self._kernels.name])
@@ -196,10 +201,12 @@ class Qwen3ForCausalLM:
         if not all(dense):
             return None
         return self._kernels.fuse(
-            [layer for layer in dense if layer is not None],
-            num_kv_heads=self._layers[0].attention.num_kv_heads,
-            cos_sin=self._cos_sin,
-            tp=self.tp,
+            DenseStack(
+                [layer for layer in dense if layer is not None],
+                self._layers[0].attention.num_kv_heads,
+                self._cos_sin,
+                self.tp,
+            )
         )
 
     def shortened(self) -> Qwen3ForCausalLM:

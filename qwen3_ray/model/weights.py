@@ -106,7 +106,7 @@ def _activation_dtype(
     dtype, kv_dtype = engine_config.dtype, engine_config.kv_cache_dtype
     if device.type != "cpu":
         return getattr(torch, model_config.dtype if dtype == "auto" else dtype)
-    if kernels.name.startswith("triton"):  # a GPU's, interpreted
+    if not kernels.float32_only:  # a GPU's, interpreted, or plain torch
         return torch.float32 if dtype == "auto" else getattr(torch, dtype)
     if dtype not in {"auto", "float32"}:
         raise ConfigError(

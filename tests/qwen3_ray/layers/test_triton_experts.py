@@ -15,7 +15,7 @@ from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.layers import moe, triton_experts
 from qwen3_ray.layers.kernels import ReferenceKernels
 from qwen3_ray.layers.linear import DenseMatrix
-from qwen3_ray.layers.moe import Routing
+from qwen3_ray.layers.moe import ExpertShape, Routing
 from qwen3_ray.layers.triton_experts import TritonExperts, combine
 from qwen3_ray.layers.triton_moe import route
 from qwen3_ray.model.qwen3_moe import Expert, SparseMLP
@@ -64,13 +64,7 @@ def random_experts(dtype: torch.dtype) -> list[Weights]:
 
 def stacked(weights: list[Weights], routing: Routing = ALL) -> TritonExperts:
     """Those of `weights` that are `routing`'s rank's."""
-    stack = TritonExperts(
-        routing,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=SIZE,
-        dtype=weights[0].gate.dtype,
-        device=DEVICE,
-    )
+    stack = TritonExperts(ExpertShape(routing, HIDDEN_SIZE, SIZE, weights[0].gate.dtype, DEVICE))
     first = routing.first_expert
     for index, expert in enumerate(weights[first : first + routing.num_local_experts]):
         stack.load(index, *expert)
