@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from benchmarks.step_sections import TO_FRONT, SectionClock, is_model, place, timed_sections
 from cluster.replica.channel import encode
 from cluster.replica.messages import step_event
-from qwen3_ray.config import DEMO_MODEL_DIR, EngineConfig
+from qwen3_ray.config import DEMO_MODEL_DIR, EngineConfig, KVCacheDType
 from qwen3_ray.distributed.control import StepArrays, StepControl
 from qwen3_ray.engine.children import RankProcesses
 from qwen3_ray.engine.engine import Engine
@@ -202,7 +203,13 @@ class Work:
     num_steps: int
 
 
-def profile_model(model_dir: Path, tensor_parallel_size: int, work: Work) -> list[Profile]:
+def profile_model(
+    model_dir: Path,
+    tensor_parallel_size: int,
+    work: Work,
+    *,
+    kv_cache_dtype: KVCacheDType = "auto",
+) -> list[Profile]:
     """Of a checkpoint, greedy."""
     config = EngineConfig(
         model_dir=model_dir,
@@ -211,6 +218,7 @@ def profile_model(model_dir: Path, tensor_parallel_size: int, work: Work) -> lis
         max_model_len=work.prompt_len + MAX_TOKENS,
         max_num_seqs=max(work.nums_requests),
         num_speculative_tokens=0,
+        kv_cache_dtype=kv_cache_dtype,
     )
     with tempfile.TemporaryDirectory() as directory:
         ranks = RankProcesses(config, Path(directory))
@@ -220,7 +228,7 @@ def profile_model(model_dir: Path, tensor_parallel_size: int, work: Work) -> lis
                     config, rendezvous_dir=Path(directory), check_peers=ranks.check
                 )
             )
-            name = f"{model_dir.name}, TP {tensor_parallel_size}"
+            name = f"{model_dir.name}, TP {tensor_parallel_size}, keys and values {kv_cache_dtype}"
             return _profile(profiler, name, work, {"greedy": KINDS["greedy"]})
         finally:
             ranks.close(grace_s=5.0)
@@ -272,6 +280,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=DEMO_MODEL_DIR, help="checkpoint directory")
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
+    parser.add_argument(
+        "--kv-cache-dtype", choices=get_args(KVCacheDType), nargs="+", default=["auto"]
+    )
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 8, 16, 64, 256])
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--steps", type=int, default=25)
@@ -283,7 +294,10 @@ def main() -> None:
     )
     profiles = []
     if options.only != "logits":
-        profiles += profile_model(options.model, options.tensor_parallel_size, work)
+        for kv_cache_dtype in options.kv_cache_dtype:
+            profiles += profile_model(
+                options.model, options.tensor_parallel_size, work, kv_cache_dtype=kv_cache_dtype
+            )
     if options.only != "model":
         profiles += profile_logits(work)
     if options.json:
