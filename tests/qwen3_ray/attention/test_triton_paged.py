@@ -306,6 +306,21 @@ def test_other_splits_and_the_fast_mode_have_other_bits(prefill: Prefill) -> Non
 
 
 @EXACT
+def test_each_row_of_a_mixed_step_is_in_one_grid(exact: bool) -> None:
+    metadata = make_metadata(MIXED, num_padded=2)
+    cache, q = make_cache(metadata, torch.bfloat16), make_q(len(metadata.slot_mapping)).bfloat16()
+    backend = make_backend(exact=exact, split_len=64, busy_programs=30)
+    launches = backend._planner(q, cache, metadata).plan(len(q), len(MIXED))
+    assert len(launches) == 2
+    num_writes = torch.zeros(len(q), dtype=torch.int32, device=DEVICE)
+    for launch in launches:
+        out = torch.full_like(q, float("nan"))
+        backend._launch(launch, q, cache, metadata, out)
+        num_writes += (~out.isnan()).all(-1).all(-1)
+    assert num_writes.tolist() == [1] * len(q)
+
+
+@EXACT
 def test_large_caches_have_the_same_bits(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = make_metadata([(100, 5), (65, 1)])
     cache, q = make_cache(metadata), make_q(6)
