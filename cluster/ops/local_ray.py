@@ -30,12 +30,16 @@ _SYSTEM_CONFIG = {
     "local_fs_monitor_interval_ms": 10_000,
     "object_manager_timer_freq_ms": 1_000,
     "kill_idle_workers_interval_ms": 5_000,
+    "gcs_pull_resource_loads_period_milliseconds": 5_000,
+    "report_worker_backlog_interval_ms": 5_000,
+    "task_events_report_interval_ms": 10_000,
+    "event_stats": False,
 }
 """For one machine that computes on the cores which Ray runs on.
 
 Ray looks after itself ten times a second and gives its workers the lowest priority but four. Each
-look takes a core from a step's kernels, and the other cores then wait for that one: an idle
-cluster took 15 % of a core, with these settings and those below 6 %.
+look takes a core from a step's kernels, and the other cores then wait for that one. With these
+settings and those below, an idle cluster takes a quarter less (docs/performance.md).
 """
 _DEFAULTS = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 """Of the same kind, where Ray takes them from the environment."""
