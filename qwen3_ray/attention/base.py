@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import mmap
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
+from qwen3_ray.cpu import huge_pages
 from qwen3_ray.errors import ConfigError
 
 _LANES = 8
@@ -74,18 +74,9 @@ def _check_multiple(field: str, value: int) -> None:
 
 
 def _cpu_zeros(shape: tuple[int, ...], *, dtype: torch.dtype) -> torch.Tensor:
-    """Zeros on huge pages where the system has them; memory is taken as blocks are first used.
-
-    Blocks are read in any order: with small pages their address translation took 1.7 times as
-    long as reading them.
-    """
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = mmap.mmap(-1, num_bytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # A kernel built without huge pages refuses the advice; small pages serve as well.
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    """Zeros, whose memory is taken as blocks are first used."""
+    memory = huge_pages.zeros((math.prod(shape) * dtype.itemsize,), np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)
 
 
 def kv_bytes_per_block(

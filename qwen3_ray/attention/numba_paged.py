@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qwen3_ray.attention import numba_attention
+from qwen3_ray.attention import numba_attention, numba_blocks
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
-from qwen3_ray.attention.numba_attention import Blocks
+from qwen3_ray.attention.numba_blocks import Blocks
 from qwen3_ray.cpu.thread_pool import ThreadPool
 
 
@@ -28,7 +28,7 @@ class NumbaPagedAttention:
         What float16 cannot hold becomes the largest that it can.
         """
         self._pool.run(
-            numba_attention.write_kv,
+            numba_blocks.write_kv,
             k.numel(),
             k.numpy(),
             v.numpy(),

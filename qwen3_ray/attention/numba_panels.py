@@ -11,16 +11,17 @@ from qwen3_ray.cpu.numba_tiles import LANES, Stored, make_tile
 HALF_BYTES = 2
 _FLOAT_BYTES = 4
 
-_Multiply = Callable[[int, int, int, int, int, int, int, int, int, int], None]
+_Multiply = Callable[[int, int, int, int, int, int, int, int, int, int, int], None]
 
 
 def _make_multiply(stored: Stored) -> _Multiply:
     """One tile of `height` rows and `width` panels; the other arguments are those of a `Tile`."""
     # Any number of keys may be added up: nothing is unrolled here, LLVM does so itself.
-    tile_2x4 = make_tile(2, 4, stored, unroll=1, interleaved=False)
-    tile_2x2 = make_tile(2, 2, stored, unroll=1, interleaved=False)
-    tile_4x2 = make_tile(4, 2, stored, unroll=1, interleaved=False)
-    tile_6x2 = make_tile(6, 2, stored, unroll=1, interleaved=False)
+    tile_2x4 = make_tile(2, 4, stored, unroll=1, interleaved=False, prefetch=True)
+    tile_2x2 = make_tile(2, 2, stored, unroll=1, interleaved=False, prefetch=True)
+    tile_4x2 = make_tile(4, 2, stored, unroll=1, interleaved=False, prefetch=True)
+    tile_6x2 = make_tile(6, 2, stored, unroll=1, interleaved=False, prefetch=True)
+    plain_6x2 = make_tile(6, 2, stored, unroll=1, interleaved=False)
 
     @callee
     def multiply(
@@ -34,15 +35,20 @@ def _make_multiply(stored: Stored) -> _Multiply:
         out_stride: int,
         accumulate: int,
         row_stride: int,
+        ahead: int,
     ) -> None:
-        if height == 6:
-            tile_6x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+        # Only of the tallest, which is nearly all of a prompt, there is one that fetches nothing.
+        args = (rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride, ahead or at)
+        if height == 6 and ahead == 0:
+            plain_6x2(*args)
+        elif height == 6:
+            tile_6x2(*args)
         elif height == 4:
-            tile_4x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+            tile_4x2(*args)
         elif width == 4:
-            tile_2x4(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+            tile_2x4(*args)
         else:
-            tile_2x2(rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+            tile_2x2(*args)
 
     return multiply
 
@@ -63,15 +69,22 @@ def multiply_panels(
     out: int,
     out_stride: int,
     accumulate: int,
+    ahead: int,
 ) -> None:
-    """`height` rows times an even number of panels, each [panel_rows, 8] of which `k` are used."""
+    """`height` rows times an even number of panels, each [panel_rows, 8] of which `k` are used.
+
+    As much as is read is fetched from `ahead` on, nothing if it is 0.
+    """
     panel_bytes = panel_rows * LANES * element_bytes
     panel = 0
     while panel < num_panels:
         at, to = panels + panel * panel_bytes, out + panel * LANES * _FLOAT_BYTES
         width = 4 if height == 2 and num_panels - panel >= 4 else 2
+        args = (rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride, ahead)
         if element_bytes == HALF_BYTES:
-            _halves(height, width, rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+            _halves(height, width, *args)
         else:
-            _floats(height, width, rows, at, panel_bytes, k, to, out_stride, accumulate, row_stride)
+            _floats(height, width, *args)
+        if ahead > 0:
+            ahead += width * k * LANES * element_bytes
         panel += width

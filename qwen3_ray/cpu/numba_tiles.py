@@ -24,7 +24,7 @@ LANES = 8
 UNROLL = 4
 """Steps of k in one turn of an unrolled loop; `k` of such a tile is a multiple of it."""
 
-Tile = Callable[[int, int, int, int, int, int, int, int], int]
+Tile = Callable[[int, int, int, int, int, int, int, int, int], int]
 Stored = Literal["half", "float", "byte"]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -35,8 +35,9 @@ _INTS = ir.VectorType(_I32, LANES)
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _HALVES = ir.VectorType(ir.HalfType(), LANES)
 _STORED = {"half": _HALVES, "float": _FLOATS, "byte": _BYTES}
-_FLOAT_BYTES = 4
-_SIGNATURE = types.int32(*[types.intp] * 8)
+_ELEMENT_BYTES = {"half": 2, "float": 4, "byte": 1}
+_FLOAT_BYTES, _LINE_BYTES = 4, 64
+_SIGNATURE = types.int32(*[types.intp] * 9)
 
 
 def make_tile(
@@ -53,12 +54,10 @@ def make_tile(
     Its arguments: address of the rows, float32 [k, num_rows]; address of the first panel, of
     `stored` elements; bytes from panel to panel; k, a multiple of `unroll` and not 0; address of
     the output, float32; elements from one output row to the next; whether (1 or 0) to add to what
-    the output holds; and, if `prefetch`, the address of what to have in the cache next, as many
-    bytes as one panel of halves (else it is not used). Nothing needs to be aligned. Stored bytes
-    are integers with a sign.
-
-    If not `interleaved`, rows are [num_rows, k] and the last argument is the elements from one to
-    the next; nothing is fetched ahead.
+    the output holds; elements from row to row, if they are not `interleaved` but [num_rows, k];
+    and, if `prefetch`, the address of what to have in the cache next. Of that come as many bytes
+    as one panel of halves has, or as many as the tile reads if its rows are not interleaved.
+    Nothing needs to be aligned. Stored bytes are integers with a sign.
     """
 
     @intrinsic(int)
@@ -71,13 +70,14 @@ def make_tile(
         _out: object,
         _out_stride: object,
         _accumulate: object,
+        _row_stride: object,
         _ahead: object,
     ) -> Typed:
         def generate(
             _context: object, builder: ir.IRBuilder, _signature: object, args: Values
         ) -> ir.Value:
             emitter = _TileEmitter(builder, num_rows, num_panels, stored, interleaved)
-            emitter.emit(args, unroll, prefetch and interleaved)
+            emitter.emit(args, unroll, prefetch)
             return ir.IntType(32)(0)
 
         return _SIGNATURE, generate
@@ -101,16 +101,18 @@ class _TileEmitter:
         self._num_panels = num_panels
         self._interleaved = interleaved
         self._panel_type = _STORED[stored]
+        own_bytes = num_panels * LANES * _ELEMENT_BYTES[stored]
+        self._fetched_bytes = LANES * _ELEMENT_BYTES["half"] if interleaved else own_bytes
         kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
         self._fma = builder.module.declare_intrinsic(f"llvm.fma.v{LANES}f32", fnty=kind)
 
     def emit(self, args: Values, unroll: int, prefetch: bool) -> None:
-        rows, panels, panel_bytes, k, out, out_stride, accumulate, ahead = args
+        rows, panels, panel_bytes, k, out, out_stride, accumulate, row_stride, ahead = args
         builder = self._builder
         row_pointer = builder.inttoptr(rows, _FLOAT.as_pointer())
-        row_stride = _int(1) if self._interleaved else ahead
+        distance = _int(1) if self._interleaved else row_stride
         row_pointers = [
-            builder.gep(row_pointer, [builder.mul(row_stride, _int(row))])
+            builder.gep(row_pointer, [builder.mul(distance, _int(row))])
             for row in range(self._num_rows)
         ]
         panel_pointers = [
@@ -126,7 +128,6 @@ class _TileEmitter:
             for row in range(self._num_rows)
             for p in range(self._num_panels)
         ]
-        ahead_pointer = builder.inttoptr(ahead, _HALVES.as_pointer())
         before = builder.block
         add, loop, end = (builder.append_basic_block(name) for name in ("add", "loop", "end"))
         builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), add, loop)
@@ -143,8 +144,8 @@ class _TileEmitter:
         totals: list[ir.Value] = list(sums)
         for step in range(unroll):
             at = builder.add(index, _int(step))
-            if prefetch and step % UNROLL == 0:  # halves: a cache line holds four steps
-                self._prefetch(builder.gep(ahead_pointer, [at]))
+            if prefetch:
+                self._fetch(ahead, at, step)
             totals = self._multiply_add(row_pointers, panel_pointers, at, totals)
         following = builder.add(index, _int(unroll))
         index.add_incoming(following, builder.block)
@@ -190,12 +191,22 @@ class _TileEmitter:
         lanes = ir.Constant(ir.VectorType(_I32, LANES), None)
         return self._builder.shuffle_vector(single, undefined, lanes)
 
+    def _fetch(self, ahead: ir.Value, at: ir.Value, step: int) -> None:
+        """Ask for this step's share of the bytes at `ahead`, unless a step before has done so."""
+        share = self._fetched_bytes
+        if step * share % _LINE_BYTES >= share:
+            return
+        first = self._offset(ahead, at, share)
+        for byte in range(0, share, _LINE_BYTES):
+            pointer = self._builder.inttoptr(self._builder.add(first, _int(byte)), _BYTE_POINTER)
+            self._prefetch(pointer)
+
     def _prefetch(self, pointer: ir.Value) -> None:
         kind = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _I32, _I32, _I32])
         function = self._builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
         # To read, into the nearest cache, as data.
         flags = [ir.Constant(_I32, flag) for flag in (0, 3, 1)]
-        self._builder.call(function, [self._builder.bitcast(pointer, _BYTE_POINTER), *flags])
+        self._builder.call(function, [pointer, *flags])
 
     def _offset(self, base: ir.Value, stride: ir.Value, count: int) -> ir.Value:
         return self._builder.add(base, self._builder.mul(stride, _int(count)))

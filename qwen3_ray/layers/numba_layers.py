@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qwen3_ray.attention.numba_attention import Blocks, attend, write_kv
+from qwen3_ray.attention.numba_attention import attend
+from qwen3_ray.attention.numba_blocks import Blocks, write_kv
 from qwen3_ray.cpu.compiler import njit
 from qwen3_ray.cpu.numba_arrays import address_of, floats_at
 from qwen3_ray.cpu.numba_callee import callee

@@ -58,20 +58,20 @@ def _make_multiply(stored: Stored, *, prefetch: bool = False) -> _Multiply:
     ) -> None:
         if group == 4:
             if height == 1:
-                by_1x4(a, b, bytes_, k, c, stride, acc, ahead)
+                by_1x4(a, b, bytes_, k, c, stride, acc, 0, ahead)
             else:
-                by_2x4(a, b, bytes_, k, c, stride, acc, ahead)
+                by_2x4(a, b, bytes_, k, c, stride, acc, 0, ahead)
         elif group == 3:
             if height == 3:
-                by_3x3(a, b, bytes_, k, c, stride, acc, ahead)
+                by_3x3(a, b, bytes_, k, c, stride, acc, 0, ahead)
             else:
-                by_4x3(a, b, bytes_, k, c, stride, acc, ahead)
+                by_4x3(a, b, bytes_, k, c, stride, acc, 0, ahead)
         elif height == 4:
-            by_4x2(a, b, bytes_, k, c, stride, acc, ahead)
+            by_4x2(a, b, bytes_, k, c, stride, acc, 0, ahead)
         elif height == 5:
-            by_5x2(a, b, bytes_, k, c, stride, acc, ahead)
+            by_5x2(a, b, bytes_, k, c, stride, acc, 0, ahead)
         else:
-            by_6x2(a, b, bytes_, k, c, stride, acc, ahead)
+            by_6x2(a, b, bytes_, k, c, stride, acc, 0, ahead)
 
     return multiply_tile
 
