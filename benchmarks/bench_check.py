@@ -4,8 +4,9 @@
     python -m benchmarks.bench_check --update      # after a gain, on a quiet machine
 
 Each check is a ratio of two times that are taken in turns in this process, never a time: of our
-products against FBGEMM's, of attention against torch's own on contiguous keys and values, of all
-layers in one call against one by one. A ratio may lie a quarter below the one in `baseline.json`:
+products against FBGEMM's, of a prompt's attention against torch's own on contiguous keys and
+values, of running requests' attention against the reading of as many bytes, of all layers in one
+call against one by one. A ratio may lie a quarter below the one in `baseline.json`:
 machines differ and are shared. A minute.
 """
 
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import fusion, linear_speed
-from qwen3_ray.attention.base import AttentionMetadata, allocate_kv_caches
+from qwen3_ray.attention.base import AttentionMetadata, KVCache, allocate_kv_caches
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
 from qwen3_ray.config import DEMO_MODEL_DIR
 from qwen3_ray.cpu.thread_pool import ThreadPool
@@ -40,12 +41,13 @@ SHAPE = (1_024, 4_096)
 ROW_COUNTS = (1, 8, 16, 128)
 BATCHES = (1, 16)
 PROMPT_LEN, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 512, 16, 8, 128, 32
+DECODES = 16
 
 
 def measure() -> dict[str, float]:
     """Every check's ratio, rounded."""
     with torch.inference_mode():
-        ratios = _products() | _attention() | _layers()
+        ratios = _products() | _prompt_attention() | _decode_attention() | _layers()
     return {name: round(ratio, 2) for name, ratio in ratios.items()}
 
 
@@ -72,9 +74,40 @@ def _products() -> dict[str, float]:
     }
 
 
-def _attention() -> dict[str, float]:
+def _prompt_attention() -> dict[str, float]:
     backend = NumbaPagedAttention(ThreadPool(torch.get_num_threads()))
     num_blocks = PROMPT_LEN // BLOCK_SIZE
+    cache = _cache(num_blocks)
+    q = torch.randn(PROMPT_LEN, NUM_HEADS, HEAD_DIM)
+    k, v = torch.randn(2, PROMPT_LEN, NUM_KV_HEADS, HEAD_DIM)
+    metadata = _metadata(torch.arange(num_blocks)[None], num_rows=PROMPT_LEN)
+    backend.write_kv(k, v, cache, metadata)
+    heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    ratio = _ratio(
+        lambda: backend.attend(q, cache, metadata),
+        lambda: F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True),
+    )
+    return {f"attention of a prompt of {PROMPT_LEN} against torch": ratio}
+
+
+def _decode_attention() -> dict[str, float]:
+    """Of scattered blocks, more than the caches hold; torch reads as much from end to end."""
+    backend = NumbaPagedAttention(ThreadPool(torch.get_num_threads()))
+    num_blocks = PROMPT_LEN // BLOCK_SIZE
+    cache = _cache(DECODES * num_blocks)
+    cache.key.uniform_(-1, 1)
+    cache.value.uniform_(-1, 1)
+    order = torch.randperm(DECODES * num_blocks, generator=torch.Generator().manual_seed(0))
+    metadata = _metadata(order.view(DECODES, num_blocks), num_rows=1)
+    q = torch.randn(DECODES, NUM_HEADS, HEAD_DIM)
+    ratio = _ratio(
+        lambda: backend.attend(q, cache, metadata),
+        lambda: (cache.key.sum(), cache.value.sum()),
+    )
+    return {f"attention of {DECODES} streams of {PROMPT_LEN} against torch's sum": ratio}
+
+
+def _cache(num_blocks: int) -> KVCache:
     (cache,) = allocate_kv_caches(
         num_layers=1,
         num_blocks=num_blocks,
@@ -85,22 +118,21 @@ def _attention() -> dict[str, float]:
         device=torch.device("cpu"),
         panels=True,
     )
-    q = torch.randn(PROMPT_LEN, NUM_HEADS, HEAD_DIM)
-    k, v = torch.randn(2, PROMPT_LEN, NUM_KV_HEADS, HEAD_DIM)
-    metadata = AttentionMetadata(
-        query_start_loc=torch.tensor([0, PROMPT_LEN], dtype=torch.int32),
-        seq_lens=torch.tensor([PROMPT_LEN], dtype=torch.int32),
-        block_tables=torch.arange(num_blocks, dtype=torch.int32)[None],
-        slot_mapping=torch.arange(PROMPT_LEN, dtype=torch.int32),
+    return cache
+
+
+def _metadata(block_tables: torch.Tensor, *, num_rows: int) -> AttentionMetadata:
+    """Sequences of `PROMPT_LEN` tokens in whole blocks; each has `num_rows` rows, its last."""
+    num_seqs = len(block_tables)
+    positions = torch.arange(PROMPT_LEN - num_rows, PROMPT_LEN)
+    slots = block_tables[:, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+    return AttentionMetadata(
+        query_start_loc=(torch.arange(num_seqs + 1) * num_rows).int(),
+        seq_lens=torch.full((num_seqs,), PROMPT_LEN, dtype=torch.int32),
+        block_tables=block_tables.int(),
+        slot_mapping=slots.flatten().int(),
         block_size=BLOCK_SIZE,
     )
-    backend.write_kv(k, v, cache, metadata)
-    heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
-    ratio = _ratio(
-        lambda: backend.attend(q, cache, metadata),
-        lambda: F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True),
-    )
-    return {f"attention of a prompt of {PROMPT_LEN} against torch": ratio}
 
 
 def _layers() -> dict[str, float]:

@@ -16,5 +16,5 @@ def test_a_ratio_that_fell_by_more_than_a_quarter_is_told() -> None:
 
 def test_the_baseline_has_every_check() -> None:
     stored = json.loads(bench_check.BASELINE.read_text())
-    assert len(stored) == len(bench_check.ROW_COUNTS) + 1 + len(bench_check.BATCHES)
+    assert len(stored) == len(bench_check.ROW_COUNTS) + 2 + len(bench_check.BATCHES)
     assert all(ratio > 0 for ratio in stored.values())
