@@ -23,7 +23,6 @@ def _make_multiply(stored: Stored) -> _Multiply:
     tile_6x2 = make_tile(6, 2, stored, unroll=1, interleaved=False, prefetch=True)
     plain_6x2 = make_tile(6, 2, stored, unroll=1, interleaved=False)
 
-    @callee
     def multiply(
         height: int,
         width: int,
@@ -50,7 +49,7 @@ def _make_multiply(stored: Stored) -> _Multiply:
         else:
             tile_2x2(*args)
 
-    return multiply
+    return callee(multiply, variant=stored)
 
 
 _halves, _floats = _make_multiply("half"), _make_multiply("float")

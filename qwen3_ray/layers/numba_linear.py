@@ -43,7 +43,6 @@ def _make_multiply(stored: Stored, *, prefetch: bool = False) -> _Multiply:
     by_3x3, by_4x3 = (make_tile(rows, 3, stored, prefetch=prefetch) for rows in (3, 4))
     by_4x2, by_5x2, by_6x2 = (make_tile(rows, 2, stored, prefetch=prefetch) for rows in (4, 5, 6))
 
-    @callee
     def multiply_tile(
         group: int,
         height: int,
@@ -73,7 +72,7 @@ def _make_multiply(stored: Stored, *, prefetch: bool = False) -> _Multiply:
         else:
             by_6x2(a, b, bytes_, k, c, stride, acc, 0, ahead)
 
-    return multiply_tile
+    return callee(multiply_tile, variant=stored)
 
 
 _multiply_floats = _make_multiply("float")
