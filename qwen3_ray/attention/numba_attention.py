@@ -85,7 +85,8 @@ def attend(
     num_kv_heads, num_seqs = blocks.num_kv_heads, seq_lens.shape[0]
     group = q.shape[1] // num_kv_heads
     item_rows = max(1, _ITEM_LANES // group)
-    item_heads = max(1, min(_ITEM_HEADS, num_kv_heads * num_seqs // num_parts))
+    # A long sequence among short ones must still keep all threads busy.
+    item_heads = max(1, min(_ITEM_HEADS, num_kv_heads // num_parts))
     num_lanes = max(even(min(item_rows, q.shape[0]) * group), item_heads * _FEW_LANES)
     scratch = (
         np.empty((num_lanes, blocks.head_dim), np.float32),

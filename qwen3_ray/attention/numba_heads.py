@@ -27,7 +27,7 @@ _FLOAT_BYTES = 4
 
 
 class Lanes(NamedTuple):
-    """Those of one head against one block; the first sees `num_keys` keys, or none if it is < 1."""
+    """Lanes of one head against one block; the first sees `num_keys` keys, or none if it is < 1."""
 
     num_lanes: int
     group: int
@@ -86,7 +86,7 @@ def add_values(
     accumulate: bool,
     scratch: Scratch,
 ) -> None:
-    """Add up a block's values by the weights of one head's lanes; see `_score`."""
+    """Add up a block's values by the weights of one head's lanes; see `score`."""
     head_dim, block_size = blocks.head_dim, blocks.block_size
     weight = scratch[1].ctypes.data + first * block_size * _FLOAT_BYTES
     total = scratch[2].ctypes.data + first * head_dim * _FLOAT_BYTES
