@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 
+from qwen3_ray.attention.base import allocate_kv_caches
 from qwen3_ray.cpu import huge_pages
 
 HUGE_BYTES = 2 << 20
@@ -21,6 +25,25 @@ def mapping_of(address: int) -> str:
     raise AssertionError("no mapping holds the address")
 
 
+def new_array() -> npt.NDArray[np.generic]:
+    return huge_pages.zeros((2 * HUGE_BYTES,), np.uint8)
+
+
+def new_kv_cache() -> npt.NDArray[np.generic]:
+    (cache,) = allocate_kv_caches(
+        num_layers=1,
+        num_blocks=2 * HUGE_BYTES // (16 * 64 * 4),
+        block_size=16,
+        num_kv_heads=1,
+        head_dim=64,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        panels=True,
+    )
+    values: npt.NDArray[np.generic] = cache.value.numpy().reshape(-1)
+    return values
+
+
 @pytest.mark.parametrize("shape", [(), (0, 3), (7,), (3, 5, 8)])
 def test_zeros_have_their_shape(shape: tuple[int, ...]) -> None:
     array = huge_pages.zeros(shape, np.float32)
@@ -33,9 +56,12 @@ def test_zeros_have_their_shape(shape: tuple[int, ...]) -> None:
 @pytest.mark.skipif(
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here"
 )
-def test_memory_is_private_and_asks_for_huge_pages() -> None:
+@pytest.mark.parametrize("allocate", [new_array, new_kv_cache])
+def test_memory_is_private_and_asks_for_huge_pages(
+    allocate: Callable[[], npt.NDArray[np.generic]],
+) -> None:
     """Shared memory, though nobody shares it, seldom gets them."""
-    array = huge_pages.zeros((2 * HUGE_BYTES,), np.uint8)
+    array = allocate()
     array[:] = 1
     entry = mapping_of(array.ctypes.data + HUGE_BYTES)
     flags = entry[entry.index("VmFlags:") :].split()
