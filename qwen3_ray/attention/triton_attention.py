@@ -176,9 +176,7 @@ def attend(
 
     split = blocks_per_split(seq_len, split_blocks, num_programs, block_n, anchored)
     first_block, last_block = _own_blocks(tl.cdiv(num_keys, block_n), split, num_programs)
-    slots = rows
-    if tile_per_sequence:
-        slots = sequence * max_rows + lanes // group
+    slots = sequence * max_rows + lanes // group if tile_per_sequence else rows
     partials = (slots * num_kv_heads * group + heads) * num_partials
 
     top, weight, total = nothing(block_m, head_dim)
