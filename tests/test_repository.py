@@ -54,6 +54,13 @@ def test_processes_that_face_clients_and_links_do_not_load_torch(module: str) ->
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize(("package", "budget"), [("qwen3_ray", 22_100), ("cluster", 5_800)])
+def test_the_code_keeps_to_its_budget(package: str, budget: int) -> None:
+    """See docs/adr/0007; of the cluster, `ops` does not count."""
+    sources = [path for path in ROOT.glob(f"{package}/**/*.py") if "ops" not in path.parts]
+    assert sum(len(path.read_text().splitlines()) for path in sources) <= budget
+
+
 def test_no_source_file_exceeds_300_lines() -> None:
     sources = [*ROOT.glob("qwen3_ray/**/*.py"), *ROOT.glob("cluster/**/*.py")]
     large = [str(path) for path in sources if len(path.read_text().splitlines()) > 300]
