@@ -5,8 +5,8 @@ position 0 and taken in order by a running softmax, and `numba_tiles` adds up ev
 order whatever stands beside it. Threads, tiles and sequences only decide who computes a row.
 
 `q` and `out` are [num_rows, num_heads, head_dim], caches as `base.KVCache` has them on CPU, of
-floats or of halves. What a thread reads next is fetched while it computes: heads that lie side by
-side, their keys, then their values.
+floats or of halves. An item with few rows takes neighbouring heads: of each block all their keys,
+then all their values. While one head's are multiplied, the next are fetched.
 """
 # ruff: noqa: PLR0917 - Numba compiles calls by position
 

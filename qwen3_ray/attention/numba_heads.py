@@ -59,7 +59,8 @@ def score(
 ) -> None:
     """Scores of one head's lanes, the first of which is `first`, for the keys of a block.
 
-    The first tile fetches what lies at `ahead`, which is read next.
+    The first tile fetches what lies at `ahead`, as much as it reads, unless it sees no key. In a
+    block that is not full, the last, that is not all that is read next, or more.
     """
     head_dim, block_size = blocks.head_dim, blocks.block_size
     query = scratch[0].ctypes.data + first * head_dim * _FLOAT_BYTES

@@ -72,7 +72,7 @@ def multiply_panels(
 ) -> None:
     """`height` rows times an even number of panels, each [panel_rows, 8] of which `k` are used.
 
-    As much as is read is fetched from `ahead` on, nothing if it is 0.
+    As much as is read is fetched from `ahead` on; nothing that is not here already if it is 0.
     """
     panel_bytes = panel_rows * LANES * element_bytes
     panel = 0

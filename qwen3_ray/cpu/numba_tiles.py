@@ -192,7 +192,7 @@ class _TileEmitter:
         return self._builder.shuffle_vector(single, undefined, lanes)
 
     def _fetch(self, ahead: ir.Value, at: ir.Value, step: int) -> None:
-        """Ask for this step's share of the bytes at `ahead`, unless a step before has done so."""
+        """Ask for the lines of this step's share at `ahead` that no step of this turn asked for."""
         share = self._fetched_bytes
         if step * share % _LINE_BYTES >= share:
             return
