@@ -5,26 +5,24 @@
 
 Each check is a ratio of two times that are taken in turns in this process, never a time: of our
 products against FBGEMM's, of a prompt's attention against torch's own on contiguous keys and
-values, of running requests' attention against the reading of as many bytes, of all layers in one
-call against one by one. A ratio may lie a quarter below the one in `baseline.json`:
-machines differ and are shared. A minute.
+values, of running requests' attention against a loop that adds up as many bytes, of all layers in
+one call against one by one. A ratio may lie a quarter below the one in `baseline.json`:
+machines differ and are shared. Half a minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks import fusion, linear_speed
-from qwen3_ray.attention.base import AttentionMetadata, KVCache, allocate_kv_caches
+from benchmarks import attention_speed, fusion, linear_speed
+from qwen3_ray.attention.base import AttentionMetadata, allocate_kv_caches
 from qwen3_ray.attention.numba_paged import NumbaPagedAttention
 from qwen3_ray.config import DEMO_MODEL_DIR
 from qwen3_ray.cpu.thread_pool import ThreadPool
@@ -40,8 +38,7 @@ NUM_ROUNDS = 9
 SHAPE = (1_024, 4_096)
 ROW_COUNTS = (1, 8, 16, 128)
 BATCHES = (1, 16)
-PROMPT_LEN, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 512, 16, 8, 128, 32
-DECODES = 16
+PROMPT_LEN, DECODES, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 512, 16, 16, 8, 128, 32
 
 
 def measure() -> dict[str, float]:
@@ -77,37 +74,6 @@ def _products() -> dict[str, float]:
 def _prompt_attention() -> dict[str, float]:
     backend = NumbaPagedAttention(ThreadPool(torch.get_num_threads()))
     num_blocks = PROMPT_LEN // BLOCK_SIZE
-    cache = _cache(num_blocks)
-    q = torch.randn(PROMPT_LEN, NUM_HEADS, HEAD_DIM)
-    k, v = torch.randn(2, PROMPT_LEN, NUM_KV_HEADS, HEAD_DIM)
-    metadata = _metadata(torch.arange(num_blocks)[None], num_rows=PROMPT_LEN)
-    backend.write_kv(k, v, cache, metadata)
-    heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
-    ratio = _ratio(
-        lambda: backend.attend(q, cache, metadata),
-        lambda: F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True),
-    )
-    return {f"attention of a prompt of {PROMPT_LEN} against torch": ratio}
-
-
-def _decode_attention() -> dict[str, float]:
-    """Of scattered blocks, more than the caches hold; torch reads as much from end to end."""
-    backend = NumbaPagedAttention(ThreadPool(torch.get_num_threads()))
-    num_blocks = PROMPT_LEN // BLOCK_SIZE
-    cache = _cache(DECODES * num_blocks)
-    cache.key.uniform_(-1, 1)
-    cache.value.uniform_(-1, 1)
-    order = torch.randperm(DECODES * num_blocks, generator=torch.Generator().manual_seed(0))
-    metadata = _metadata(order.view(DECODES, num_blocks), num_rows=1)
-    q = torch.randn(DECODES, NUM_HEADS, HEAD_DIM)
-    ratio = _ratio(
-        lambda: backend.attend(q, cache, metadata),
-        lambda: (cache.key.sum(), cache.value.sum()),
-    )
-    return {f"attention of {DECODES} streams of {PROMPT_LEN} against torch's sum": ratio}
-
-
-def _cache(num_blocks: int) -> KVCache:
     (cache,) = allocate_kv_caches(
         num_layers=1,
         num_blocks=num_blocks,
@@ -118,21 +84,30 @@ def _cache(num_blocks: int) -> KVCache:
         device=torch.device("cpu"),
         panels=True,
     )
-    return cache
-
-
-def _metadata(block_tables: torch.Tensor, *, num_rows: int) -> AttentionMetadata:
-    """Sequences of `PROMPT_LEN` tokens in whole blocks; each has `num_rows` rows, its last."""
-    num_seqs = len(block_tables)
-    positions = torch.arange(PROMPT_LEN - num_rows, PROMPT_LEN)
-    slots = block_tables[:, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
-    return AttentionMetadata(
-        query_start_loc=(torch.arange(num_seqs + 1) * num_rows).int(),
-        seq_lens=torch.full((num_seqs,), PROMPT_LEN, dtype=torch.int32),
-        block_tables=block_tables.int(),
-        slot_mapping=slots.flatten().int(),
+    q = torch.randn(PROMPT_LEN, NUM_HEADS, HEAD_DIM)
+    k, v = torch.randn(2, PROMPT_LEN, NUM_KV_HEADS, HEAD_DIM)
+    metadata = AttentionMetadata(
+        query_start_loc=torch.tensor([0, PROMPT_LEN], dtype=torch.int32),
+        seq_lens=torch.tensor([PROMPT_LEN], dtype=torch.int32),
+        block_tables=torch.arange(num_blocks, dtype=torch.int32)[None],
+        slot_mapping=torch.arange(PROMPT_LEN, dtype=torch.int32),
         block_size=BLOCK_SIZE,
     )
+    backend.write_kv(k, v, cache, metadata)
+    heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    ratio = _ratio(
+        lambda: backend.attend(q, cache, metadata),
+        lambda: F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True),
+    )
+    return {f"attention of a prompt of {PROMPT_LEN} against torch": ratio}
+
+
+def _decode_attention() -> dict[str, float]:
+    decodes = attention_speed.make_decodes(
+        DECODES, PROMPT_LEN, torch.float16, num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS
+    )
+    ratio = _ratio(decodes.attend, decodes.read)
+    return {f"attention of {DECODES} streams of {PROMPT_LEN}, halves, against a plain loop": ratio}
 
 
 def _layers() -> dict[str, float]:
@@ -147,13 +122,7 @@ def _layers() -> dict[str, float]:
 
 def _ratio(ours: Callable[[], object], reference: Callable[[], object]) -> float:
     """The reference's time over ours, medians of turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(NUM_ROUNDS + 1):  # the first warms up
-        for call, times in zip((ours, reference), seconds, strict=True):
-            began = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - began)
-    own, other = (statistics.median(times[1:]) for times in seconds)
+    own, other = attention_speed.medians((ours, reference), NUM_ROUNDS)
     return other / own
 
 
