@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, KVCache
 from qwen3_ray.attention.numba_attention import score_scale
+from qwen3_ray.cpu import huge_pages
 from qwen3_ray.cpu.thread_pool import ThreadPool
 from qwen3_ray.distributed.numba_lanes import SharedSum
 from qwen3_ray.errors import EngineError
@@ -117,17 +119,25 @@ class FusedLayers:
         longest = max(matrix.panels.shape[1] for matrix in matrices)
         q_shape = (num_rows, shape.num_heads, shape.head_dim)
         kv_shape = (num_rows, shape.num_kv_heads, shape.head_dim)
-        attended = np.empty(q_shape, np.float32)
+        shapes = (
+            (num_rows * longest,), (num_rows, matrices.qkv.width), q_shape, kv_shape, kv_shape,
+            q_shape, (num_rows, matrices.gate_up.width),
+        )  # fmt: skip
+        sizes = [math.prod(each) for each in shapes]
+        parts = huge_pages.empty(sum(sizes)).split(sizes)
+        tiles, qkv, q, k, v, attended, gate_up = (
+            part.numpy().reshape(each) for part, each in zip(parts, shapes, strict=True)
+        )
         return Scratch(
             residual=np.zeros((num_rows, shape.hidden_size), np.float32),
-            tiles=np.empty(num_rows * longest, np.float32),
-            qkv=np.empty((num_rows, matrices.qkv.width), np.float32),
-            q=np.empty(q_shape, np.float32),
-            k=np.empty(kv_shape, np.float32),
-            v=np.empty(kv_shape, np.float32),
+            tiles=tiles,
+            qkv=qkv,
+            q=q,
+            k=k,
+            v=v,
             attended=attended,
             flat_attended=attended.reshape(num_rows, -1),
-            gate_up=np.empty((num_rows, matrices.gate_up.width), np.float32),
+            gate_up=gate_up,
         )
 
 

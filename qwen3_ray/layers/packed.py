@@ -77,7 +77,7 @@ def multiply(
     """
     num_rows = x.shape[0]
     num_panels, k, _ = panels.shape
-    out = torch.empty(num_rows, num_panels * LANES)
+    out = huge_pages.empty(num_rows, num_panels * LANES)
     if num_rows > 0:
         tiles = np.empty(num_rows * k, np.float32)
         pool.run(numba_linear.interleave, tiles.size, x.contiguous().numpy(), k, tiles)

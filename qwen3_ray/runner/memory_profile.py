@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from qwen3_ray.attention.base import allocate_kv_caches
+from qwen3_ray.cpu import huge_pages
 from qwen3_ray.distributed.control import StepArrays
 from qwen3_ray.errors import ConfigError
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
@@ -144,8 +145,9 @@ def _peak_bytes_of_gpu(run: Callable[[], object], device: torch.device) -> int:
 def peak_bytes_of_process(run: Callable[[], object], proc: Path = _PROC_SELF) -> int:
     """By how much the resident memory of this process grows at its peak while `run` runs.
 
-    Memory that was freed but kept by malloc would be used again unseen, and is given back first.
-    The process's high-water mark starts anew: `ru_maxrss` forgets what loading took.
+    Memory that was freed but kept, by malloc or `huge_pages`, would be used again unseen, and is
+    given back first. The process's high-water mark starts anew: `ru_maxrss` forgets what loading
+    took.
     """
     _give_back_freed_memory()
     before = _status_bytes(proc, "VmRSS")
@@ -159,6 +161,7 @@ def peak_bytes_of_process(run: Callable[[], object], proc: Path = _PROC_SELF) ->
 
 
 def _give_back_freed_memory() -> None:
+    huge_pages.give_back()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
