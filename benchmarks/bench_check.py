@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import qwen3_ray  # noqa: F401 - before torch: its idle threads sleep then  # isort: skip
 import torch
 import torch.nn.functional as F
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import qwen3_ray  # noqa: F401 - before torch: its idle threads sleep then  # isort: skip
 import torch
 
 from qwen3_ray.cpu.thread_pool import ThreadPool

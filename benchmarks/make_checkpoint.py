@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import qwen3_ray  # noqa: F401 - before torch: its idle threads sleep then  # isort: skip
 import torch
 from safetensors.torch import save_file
 

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+import qwen3_ray  # noqa: F401 - before torch: its idle threads sleep then  # isort: skip
 import torch
 
 from benchmarks.step_sections import TO_FRONT, SectionClock, is_model, place, timed_sections

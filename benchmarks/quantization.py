@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import qwen3_ray  # noqa: F401 - before torch: its idle threads sleep then  # isort: skip
 import torch
 
 from qwen3_ray.config import DEMO_MODEL_DIR

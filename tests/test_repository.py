@@ -54,6 +54,14 @@ def test_processes_that_face_clients_and_links_do_not_load_torch(module: str) ->
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("path", sorted(Path("benchmarks").glob("*.py")), ids=str)
+def test_benchmarks_of_the_engine_set_its_environment_before_torch_loads(path: Path) -> None:
+    """Else torch's threads spin after each call, on the cores of whatever is timed next."""
+    roots = re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+    if "torch" in roots and "qwen3_ray" in roots:
+        assert roots.index("qwen3_ray") < roots.index("torch")
+
+
 @pytest.mark.parametrize(("package", "budget"), [("qwen3_ray", 22_100), ("cluster", 5_800)])
 def test_the_code_keeps_to_its_budget(package: str, budget: int) -> None:
     """See docs/adr/0007; of the cluster, `ops` does not count."""

@@ -124,7 +124,7 @@ class FusedLayers:
             q_shape, (num_rows, matrices.gate_up.width),
         )  # fmt: skip
         sizes = [math.prod(each) for each in shapes]
-        parts = huge_pages.empty(sum(sizes)).split(sizes)
+        parts = torch.split(huge_pages.empty(sum(sizes)), sizes)
         tiles, qkv, q, k, v, attended, gate_up = (
             part.numpy().reshape(each) for part, each in zip(parts, shapes, strict=True)
         )

@@ -15,6 +15,9 @@ def test_all_keys_and_values_count_and_are_attended() -> None:
     assert isinstance(out, torch.Tensor)
     assert out.shape == (3, 4, attention_speed.HEAD_DIM)
     assert 0 < out.abs().max() < 1  # means of random values
+    near = decodes.attend_near()
+    assert isinstance(near, torch.Tensor)
+    assert not torch.equal(near, out)
 
 
 def test_it_prints_a_row_for_each_case_and_dtype(
@@ -26,4 +29,4 @@ def test_it_prints_a_row_for_each_case_and_dtype(
     assert [row[:2] for row in rows] == [
         [dtype, case] for dtype in ("float32", "float16") for case in ("2x64", "1x96")
     ]
-    assert all(float(number) > 0 for row in rows for number in row[2:4])
+    assert all(len(row) == 6 and float(number) > 0 for row in rows for number in row[2:])
