@@ -71,6 +71,11 @@ class Point:
         """Measured to limit."""
         return self.median_s / self.limit_s
 
+    @property
+    def ratio_to_sum(self) -> float:
+        """Measured to both limits, one after the other: see docs/adr/0008."""
+        return self.median_s / (self.bytes_s + self.operations_s)
+
 
 def pairs(
     layout: KVLayout, kv_bytes: int, batches: Sequence[int], context_lens: Sequence[int]
@@ -169,7 +174,7 @@ def _timed(runner: ModelRunner, arrays: StepArrays) -> float:
 
 def table(points: Sequence[Point]) -> list[str]:
     """One line for each pair."""
-    head = ("batch", "context", "step ms", "bytes ms", "operations ms", "to limit")
+    head = ("batch", "context", "step ms", "bytes ms", "operations ms", "to limit", "to sum")
     rows = [
         (
             str(point.num_seqs),
@@ -178,6 +183,7 @@ def table(points: Sequence[Point]) -> list[str]:
             f"{1000 * point.bytes_s:.1f}",
             f"{1000 * point.operations_s:.1f}",
             f"{point.ratio:.2f}" + ("!" if point.ratio > GOAL else ""),
+            f"{point.ratio_to_sum:.2f}",
         )
         for point in points
     ]

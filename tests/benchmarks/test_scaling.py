@@ -38,6 +38,7 @@ def test_the_benchmark_runs_and_stores_table_and_chart(tmp_path: Path) -> None:
         (1, 64, 2), (1, 512, 2), (3, 64, 2),
     ]  # fmt: skip
     assert all(p.ratio == p.median_s / max(p.bytes_s, p.operations_s) for p in points)
+    assert all(0 < p.ratio_to_sum < p.ratio for p in points)
     assert points[1].bytes_s > points[0].bytes_s
     path = scaling.store(points, rates, "tiny", tmp_path / "results")
     assert len(json.loads(path.read_text())["points"]) == 3
