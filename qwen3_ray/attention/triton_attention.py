@@ -34,11 +34,11 @@ def _lanes(
     group: tl.constexpr,
     block_m: tl.constexpr,
 ) -> tl.tensor:
-    """Of a tile: its lanes, their rows, whether those are a sequence's, and their query heads."""
+    """Of a tile's lanes: their rows, whether those are a sequence's, and their query heads."""
     lanes = tl.arange(0, block_m)
     rows = first_row + lanes // group
-    is_row = (lanes < block_m // group * group) & (rows < end)
-    return lanes, rows, is_row, kv_head * group + lanes % group
+    is_row = rows < tl.minimum(end, first_row + block_m // group)
+    return rows, is_row, kv_head * group + lanes % group
 
 
 @device_function
@@ -72,7 +72,6 @@ def _see_block(
 
     `key_cache` and `value_cache` begin with the head of the first block.
     """
-    # Compared with what is the same for all columns, as this takes fewer registers.
     columns = tl.arange(0, block_n)
     positions, exists = first_key + columns, columns < num_keys - first_key
     blocks = tl.load(block_table + positions // block_size, mask=exists, other=0)
@@ -82,7 +81,7 @@ def _see_block(
     places = slots[:, None] * head_dim + tl.arange(0, head_dim)[None, :]
     keys = tl.load(key_cache + places, mask=exists[:, None], other=0.0).to(q.dtype)
     scores = dot(q, tl.trans(keys), tl.zeros([q.shape[0], block_n], tl.float32))
-    is_seen = columns[None, :] < (limits - first_key)[:, None]
+    is_seen = positions[None, :] < limits[:, None]
     scores = tl.where(is_seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1) * score_scale)
     weights = tl.math.exp2(tl.math.fma(scores, score_scale, -new_top[:, None]))
@@ -167,7 +166,7 @@ def attend(
     if first_row >= end:
         return
 
-    lanes, rows, is_row, heads = _lanes(first_row, end, kv_head, group, block_m)
+    rows, is_row, heads = _lanes(first_row, end, kv_head, group, block_m)
     places = rows * num_kv_heads * group + heads
     lane_places = places[:, None] * head_dim + tl.arange(0, head_dim)[None, :]
     q_tile = tl.load(q + lane_places, mask=is_row[:, None], other=0.0)
@@ -176,8 +175,8 @@ def attend(
 
     split = blocks_per_split(seq_len, split_blocks, num_programs, block_n, anchored)
     first_block, last_block = _own_blocks(tl.cdiv(num_keys, block_n), split, num_programs)
-    slots = sequence * max_rows + lanes // group if tile_per_sequence else rows
-    partials = (slots * num_kv_heads * group + heads) * num_partials
+    first_slot = sequence * max_rows if tile_per_sequence else first_row
+    partials = (places + (first_slot - first_row) * num_kv_heads * group) * num_partials
 
     top, weight, total = nothing(block_m, head_dim)
     merged_top, merged_weight, merged_total = top, weight, total
@@ -185,25 +184,26 @@ def attend(
     value_cache += kv_head * block_size * head_dim
     block_table = block_tables + sequence.to(tl.int64) * table_width
     for block in range(first_block, last_block):
-        top, weight, total = _see_block(
-            q_tile, top, weight, total, key_cache, value_cache, block_table, block * block_n,
-            num_keys, limits, num_kv_heads, score_scale, head_dim, block_size, block_n, is_large,
-        )  # fmt: skip
+        # A split ends here, not in its last block's turn: Triton 3.6 does not wait for a product
+        # that is read in a branch of its own turn if it waits for another one in the loop.
         if anchored:  # noqa: SIM102 - known at compile time, the other is not
-            if ((block + 1) % split == 0) | (block + 1 == last_block):
+            if (block > first_block) & (block % split == 0):
                 if num_programs == 1:
                     merged_top, merged_weight, merged_total = merge_next(
                         merged_top, merged_weight, merged_total, top, weight, total
                     )
                 else:
-                    at = partials + block // split
+                    at = partials + block // split - 1
                     _store(partial_stats, partial_totals, at, is_row, top, weight, total, head_dim)
                 top, weight, total = nothing(block_m, head_dim)
-    if not anchored:
-        merged_weight, merged_total = weight, total
-        if (num_programs > 1) & (first_block < last_block):
-            at = partials + tl.program_id(2)
-            _store(partial_stats, partial_totals, at, is_row, top, weight, total, head_dim)
+        top, weight, total = _see_block(
+            q_tile, top, weight, total, key_cache, value_cache, block_table, block * block_n,
+            num_keys, limits, num_kv_heads, score_scale, head_dim, block_size, block_n, is_large,
+        )  # fmt: skip
     if num_programs == 1:
-        result = average(merged_weight, merged_total).to(out.dtype.element_ty)
+        _, weight, total = merge_next(merged_top, merged_weight, merged_total, top, weight, total)
+        result = average(weight, total).to(out.dtype.element_ty)
         tl.store(out + lane_places, result, mask=is_row[:, None])
+    elif first_block < last_block:
+        at = partials + (last_block - 1) // split
+        _store(partial_stats, partial_totals, at, is_row, top, weight, total, head_dim)

@@ -16,6 +16,7 @@ from qwen3_ray.gpu.triton_jit import kernel
 _GATE_BLOCK = 1_024
 _WIDE_ROW = 2_048
 """Rows beyond it get eight warps."""
+_WARP_SIZE = 32
 
 
 def add_rms_norm(
@@ -24,17 +25,21 @@ def add_rms_norm(
     """See `norm.add_rms_norm`."""
     out = torch.empty_like(x)
     num_rows, size = x.shape
+    block, num_warps = launch_options(size)
     add_rms_norm_kernel[(num_rows,)](
-        x,
-        residual,
-        weight,
-        out,
-        eps,
-        size=size,
-        block=triton.next_power_of_2(size),
-        num_warps=8 if size > _WIDE_ROW else 4,
+        x, residual, weight, out, eps, size=size, block=block, num_warps=num_warps
     )
     return out
+
+
+def launch_options(size: int) -> tuple[int, int]:
+    """Of `add_rms_norm_kernel` for rows of `size`: its block, and how many warps take it.
+
+    No more warps than have elements of their own: one that reads another's might find in the
+    residual what that one has already stored.
+    """
+    block = triton.next_power_of_2(size)
+    return block, min(8 if size > _WIDE_ROW else 4, max(1, block // _WARP_SIZE))
 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from tests.gpu_compile.layouts import read_and_written_by_several, sums
 from tests.gpu_compile.specimen import Specimen
 
 HERE = Path(__file__).parent
@@ -49,6 +50,12 @@ class Usage:
     shared_bytes: int = 0
     products: str = ""
     """Instructions of tensor cores, `wgmma` or `mma`, with their shapes; empty if none is used."""
+    remarks: str = ""
+    """What ptxas says of lost performance: as of results that are read without being waited for."""
+    sums: tuple[str, ...] = ()
+    """See `layouts.sums`."""
+    reread: tuple[str, ...] = ()
+    """See `layouts.read_and_written_by_several`."""
 
 
 def topics() -> list[str]:
@@ -92,6 +99,9 @@ def compile_one(topic: str, index: int) -> Usage:
         spilled_bytes=_number(r"(\d+) bytes spill stores", log.getvalue()),
         shared_bytes=compiled.metadata.shared,
         products=_products(compiled.asm["ptx"]),
+        remarks="\n".join(re.findall(r"Potential Performance Loss.*", log.getvalue())),
+        sums=tuple(sums(compiled.asm["ttgir"])),
+        reread=tuple(read_and_written_by_several(compiled.asm["ttgir"])),
     )
 
 

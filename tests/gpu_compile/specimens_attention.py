@@ -106,7 +106,12 @@ def writing(name: str, dtype: str, cache_dtype: str) -> Specimen:
 SPECIMENS = [
     *(attention(f"exact, group {g}", EXACT_TILE, anchored=True, group=g) for g in (1, 2, 4, 5, 8)),
     attention("exact, large cache", EXACT_TILE, anchored=True, is_large=True),
-    attention("exact, mixed", EXACT_TILE, anchored=True, tile_per_sequence=True),
+    *(
+        attention(
+            f"exact, mixed, group {g}", EXACT_TILE, anchored=True, tile_per_sequence=True, group=g
+        )
+        for g in (4, 5)
+    ),
     attention("exact, fp16", EXACT_TILE, anchored=True, dtype="fp16", cache_dtype="fp16"),
     attention("exact, fp32", FLOAT32_TILE, anchored=True, dtype="fp32", cache_dtype="fp32"),
     *(attention(f"small, group {group}", SMALL_TILE, group=group) for group in (2, 4, 8)),

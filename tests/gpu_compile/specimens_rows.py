@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from qwen3_ray.layers.triton_rotary import qk_norm_rope_write_kernel
-from qwen3_ray.layers.triton_rows import add_rms_norm_kernel, silu_and_mul_kernel
+from qwen3_ray.layers.triton_rows import (
+    add_rms_norm_kernel,
+    launch_options,
+    silu_and_mul_kernel,
+)
 from tests.gpu_compile.specimen import Specimen
 
 
-def _norm(dtype: str, size: int, block: int, num_warps: int) -> Specimen:
+def _norm(dtype: str, size: int) -> Specimen:
+    block, num_warps = launch_options(size)
     pointer = f"*{dtype}"
     return Specimen(
         kernel=add_rms_norm_kernel,
@@ -61,9 +66,10 @@ def _rotary(dtype: str, cache: str, num_heads: int, num_kv_heads: int) -> Specim
 
 
 SPECIMENS = [
-    _norm("bf16", 2_560, 4_096, 8),
-    _norm("bf16", 1_024, 1_024, 4),
-    _norm("fp32", 8_192, 8_192, 8),
+    _norm("bf16", 2_560),
+    _norm("bf16", 1_024),
+    _norm("bf16", 64),
+    _norm("fp32", 8_192),
     _gate("bf16", 9_728),
     _gate("fp32", 9_728),
     _rotary("bf16", "bf16", 32, 8),
