@@ -37,24 +37,34 @@ def check_correctness(setup: Setup, record: Record, deadline: Deadline) -> None:
     sequences = random_sequences(
         sizes.prompt_lens, setup.config(sizes.small).vocab_size, num_given=sizes.num_decodes
     )
-    _against_transformers(setup, record, sequences)
+    with record.part("against transformers"):
+        _against_transformers(setup, record, sequences)
     for numerics in NUMERICS:
         release()
         if not deadline.has(0):
             record.skip(f"{numerics} mode against itself", "no time left")
             continue
-        model = setup.load(sizes.small, numerics=numerics)
-        if setup.kernels == "triton" and numerics == "exact":
-            record.check("exact mode is exact", model.exact, model.kernel_names)
-        if model.exact:
-            _check_chunks(setup, model, record, sequences)
-            _check_companions(setup, model, record, sequences)
-        else:
-            record.skip(f"bits in {numerics} mode", f"{model.kernel_names} are not exact")
-        _check_graphs(setup, model, record, numerics)
-        del model
+        with record.part(f"{numerics} mode against itself"):
+            _check_itself(setup, record, numerics, sequences)
         release()
-        check_engine(setup, record, numerics)
+        with record.part(f"engine, {numerics}"):
+            check_engine(setup, record, numerics)
+
+
+def _check_itself(
+    setup: Setup, record: Record, numerics: Numerics, sequences: Sequence[Sequence[int]]
+) -> None:
+    model = setup.load(setup.sizes.small, numerics=numerics)
+    if setup.kernels == "triton" and numerics == "exact":
+        record.check("exact mode is exact", model.exact, model.kernel_names)
+    if model.exact:
+        with record.part("chunks"):
+            _check_chunks(setup, model, record, sequences)
+        with record.part("companions"):
+            _check_companions(setup, model, record, sequences)
+    else:
+        record.skip(f"bits in {numerics} mode", f"{model.kernel_names} are not exact")
+    _check_graphs(setup, model, record, numerics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,22 +102,25 @@ def _against_transformers(setup: Setup, record: Record, sequences: Sequence[Sequ
         engine="transformers", dtype="bfloat16", error=truth.bf16_error,
         decodes=truth.bf16_decode_error,
     )  # fmt: skip
-    ours = _logits(setup, sequences, "exact", "float32")
-    error = _error(ours, truth.logits)
-    record.row(_TABLE, engine="ours, exact", dtype="float32", error=error)
-    record.check("float32 logits", error <= MAX_FP32_ERROR, f"error {error:.1e}")
+    with record.part("float32 logits"):
+        ours = _logits(setup, sequences, "exact", "float32")
+        error = _error(ours, truth.logits)
+        record.row(_TABLE, engine="ours, exact", dtype="float32", error=error)
+        record.check("float32 logits", error <= MAX_FP32_ERROR, f"error {error:.1e}")
     for numerics in NUMERICS:
         release()
-        ours = _logits(setup, sequences, numerics, setup.dtype)
-        _check_bf16(setup, record, numerics, ours, truth)
-    try:
-        ours = _logits(setup, sequences, "fast", setup.dtype, "fp8")
-    except ConfigError as refusal:
-        record.skip("error of fp8 weights", str(refusal))
-        return
-    error = _error(ours, truth.logits)
-    record.row(_TABLE, engine="ours, fast, fp8 weights", dtype=setup.dtype, error=error)
-    record.check("fp8 weights", error <= MAX_FP8_ERROR, f"error {error:.1e}")
+        with record.part(f"{setup.dtype} logits, {numerics}"):
+            ours = _logits(setup, sequences, numerics, setup.dtype)
+            _check_bf16(setup, record, numerics, ours, truth)
+    with record.part("fp8 weights"):
+        try:
+            ours = _logits(setup, sequences, "fast", setup.dtype, "fp8")
+        except ConfigError as refusal:
+            record.skip("error of fp8 weights", str(refusal))
+            return
+        error = _error(ours, truth.logits)
+        record.row(_TABLE, engine="ours, fast, fp8 weights", dtype=setup.dtype, error=error)
+        record.check("fp8 weights", error <= MAX_FP8_ERROR, f"error {error:.1e}")
 
 
 def _logits(
@@ -222,16 +235,17 @@ def _check_graphs(
         record.skip(f"graphs in {numerics} mode", "only a GPU has them")
         return
     for num_seqs in setup.sizes.small_batches:
-        step = DecodeStep(setup, model, num_seqs, setup.sizes.small_context)
-        step.run()
-        eager = step.logits.clone()
-        replay = step.captured()
-        step.logits.fill_(float("nan"))
-        replay()
-        torch.cuda.synchronize()
         name = f"graph of {num_seqs} sequences, {numerics}"
-        record.check(name, torch.equal(eager, step.logits), _distance(eager, step.logits))
-        del step, replay
+        with record.part(name):
+            step = DecodeStep(setup, model, num_seqs, setup.sizes.small_context)
+            step.run()
+            eager = step.logits.clone()
+            replay = step.captured()
+            step.logits.fill_(float("nan"))
+            replay()
+            torch.cuda.synchronize()
+            record.check(name, torch.equal(eager, step.logits), _distance(eager, step.logits))
+            del step, replay
         release()
 
 

@@ -91,3 +91,12 @@ def free_bytes(device: torch.device) -> int:
         return 1 << 62
     free: int = torch.cuda.mem_get_info(device)[0]
     return free
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether an error of the GPU has left this process unable to use it."""
+    try:
+        synchronize(device)
+    except RuntimeError:
+        return True
+    return False

@@ -20,7 +20,7 @@ from benchmarks.gpu.record import Record
 
 ROOT = Path(__file__).parent.parent.parent
 _OPTIONS = """[pytest]
-addopts = --import-mode=importlib -p no:cacheprovider -m "not gpus2 and not slow"
+addopts = --import-mode=importlib -p no:cacheprovider
 pythonpath = .
 markers =
     gpu: needs one CUDA device
@@ -28,7 +28,9 @@ markers =
     slow: minutes
 """
 """The project's own want plug-ins that a machine for measurements need not have."""
-_MAX_PROCESSES = 4
+_MARKS = {"0": "not gpus2 and not slow", "1": "not gpu and not gpus2 and not slow"}
+"""By TRITON_INTERPRET: tests of a GPU's size take an interpreter hours."""
+_MAX_PROCESSES = 8
 _PATH_VARIABLE = "GPU_CHECK_JOURNAL"  # pytest_journal's, which needs pytest to be imported
 _RAN = (0, 1)
 """Exit statuses of pytest when tests ran, whether they passed or not."""
@@ -52,9 +54,9 @@ def kernel_tests() -> list[Path]:
 
 
 def run_kernel_tests(
-    record: Record, deadline: Deadline, files: Sequence[Path], *, must_end: bool = True
+    record: Record, deadline: Deadline, files: Sequence[Path], *, on_gpu: bool
 ) -> None:
-    """The stage; with `must_end`, tests that are not done in time have failed.
+    """The stage; on a GPU, tests that are not done in time have failed. Else they are interpreted.
 
     In processes of their own, which can be ended and leave this one's device as it was; a few,
     since most of the time goes into compiling.
@@ -62,21 +64,23 @@ def run_kernel_tests(
     if importlib.util.find_spec("pytest") is None:
         record.skip("kernel tests", "no pytest")
         return
+    # Said to the tests, which would look for a GPU in their own way.
+    interpret = "0" if on_gpu else "1"
     count = min(len(files), len(os.sched_getaffinity(0)), _MAX_PROCESSES)
     parts = [files[i::count] for i in range(count)]
     with ThreadPoolExecutor(max(1, count)) as pool:
-        outcomes = list(pool.map(lambda part: _run(part, deadline.remaining_s), parts))
+        outcomes = list(pool.map(lambda part: _run(part, deadline.remaining_s, interpret), parts))
     num_tests = 0
     for outcome in outcomes:
         num_tests += _read(record, outcome.journal)
-        if outcome.is_late and not must_end:
+        if outcome.is_late and not on_gpu:
             record.skip(f"kernel tests from {outcome.problem} on", "no time left")
         elif outcome.problem:
             record.check("kernel tests run to their end", False, outcome.problem)
     record.check("kernel tests", num_tests > 0, f"{num_tests} of {len(files)} files")
 
 
-def _run(files: Sequence[Path], seconds: float) -> Outcome:
+def _run(files: Sequence[Path], seconds: float, interpret: str) -> Outcome:
     root = os.path.commonpath([ROOT, *files])  # pytest forgets the names of files elsewhere
     with tempfile.TemporaryDirectory() as directory:
         journal, settings = Path(directory, "journal"), Path(directory, "pytest.ini")
@@ -84,7 +88,8 @@ def _run(files: Sequence[Path], seconds: float) -> Outcome:
         journal.touch()
         command = [
             sys.executable, "-m", "pytest", "-q", "-c", str(settings), f"--rootdir={root}",
-            "-p", "benchmarks.gpu.pytest_journal", "--continue-on-collection-errors",
+            "-p", "benchmarks.gpu.examples", "-p", "benchmarks.gpu.pytest_journal",
+            "--continue-on-collection-errors", "-m", _MARKS[interpret],
             *map(str, files),
         ]  # fmt: skip
         is_late, problem = False, ""
@@ -92,7 +97,7 @@ def _run(files: Sequence[Path], seconds: float) -> Outcome:
             done = subprocess.run(
                 command,
                 cwd=ROOT,
-                env={**os.environ, _PATH_VARIABLE: str(journal)},
+                env=os.environ | {_PATH_VARIABLE: str(journal), "TRITON_INTERPRET": interpret},
                 capture_output=True,
                 text=True,
                 check=False,

@@ -36,19 +36,24 @@ def run_workloads(setup: Setup, record: Record, deadline: Deadline) -> None:
             record.skip(name, "no time left")
             continue
         release()
-        start = time.perf_counter()
-        with open_llm(setup, shape, numerics, max_num_seqs=len(work)) as llm:
-            ready_s = time.perf_counter() - start
-            seconds, num_steps = _generate(llm, work)
-        num_tokens = sum(job.output_len for job in work)
-        floor = floors.workload_s(setup.cost(shape), setup.ceilings, work)
-        record.row(
-            f"{len(work)} requests of {sizes.job_lens[0]} to {sizes.job_lens[1]} tokens "
-            "in and out, through LLM",
-            model=shape, mode=numerics, ready_s=ready_s, seconds=seconds, steps=num_steps,
-            output_tokens_per_s=num_tokens / seconds, floor_tokens_per_s=num_tokens / floor,
-            percent_of_floor=100 * floor / seconds,
-        )  # fmt: skip
+        with record.part(name):
+            _run(setup, record, shape, numerics, work)
+
+
+def _run(setup: Setup, record: Record, shape: str, numerics: Numerics, work: Sequence[Job]) -> None:
+    start = time.perf_counter()
+    with open_llm(setup, shape, numerics, max_num_seqs=len(work)) as llm:
+        ready_s = time.perf_counter() - start
+        seconds, num_steps = _generate(llm, work)
+    num_tokens = sum(job.output_len for job in work)
+    floor = floors.workload_s(setup.cost(shape), setup.ceilings, work)
+    shortest, longest = setup.sizes.job_lens
+    record.row(
+        f"{len(work)} requests of {shortest} to {longest} tokens in and out, through LLM",
+        model=shape, mode=numerics, ready_s=ready_s, seconds=seconds, steps=num_steps,
+        output_tokens_per_s=num_tokens / seconds, floor_tokens_per_s=num_tokens / floor,
+        percent_of_floor=100 * floor / seconds,
+    )  # fmt: skip
 
 
 def open_llm(setup: Setup, shape: str, numerics: Numerics, *, max_num_seqs: int) -> LLM:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import torch
 
 from benchmarks.gpu.deadline import Deadline
 
@@ -34,20 +37,38 @@ class Record:
     checks: list[Check] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Why something was left out."""
+    on_change: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+    """Called when something was added."""
 
     def row(self, table: str, **values: Value) -> None:
         """Append to a table, which is made by its first row."""
         self.tables.setdefault(table, []).append(values)
+        self.on_change()
 
     def check(self, name: str, passed: bool, detail: str = "") -> None:
         """Note what must hold, and say so at once."""
         self.checks.append(Check(name, passed, detail))
         print(f"  {'ok' if passed else 'FAILED':6} {name}  {detail}".rstrip(), flush=True)
+        self.on_change()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What is raised in it is a check that did not pass, and the stage goes on.
+
+        An error of the device itself ends the stage: nothing can be computed after it.
+        """
+        try:
+            yield
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            self.check(name, False, _where(error))
 
     def skip(self, what: str, why: str) -> None:
         """Note what was left out."""
         self.skipped[what] = why
         print(f"  skipped {what}: {why}", flush=True)
+        self.on_change()
 
     @property
     def failed(self) -> bool:
@@ -64,9 +85,9 @@ class Stage:
     run: Callable[[Record, Deadline], None]
 
 
-def run_stage(stage: Stage, deadline: Deadline) -> Record:
-    """Run one; whatever it raises is in its record."""
-    record = Record(stage.name)
+def run_stage(stage: Stage, deadline: Deadline, record: Record | None = None) -> Record:
+    """Run one; whatever it raises is in its record, a new one unless it is given."""
+    record = record or Record(stage.name)
     print(f"{stage.name}:", flush=True)
     start = time.monotonic()
     try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,37 +20,23 @@ from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weights import load_model
 from qwen3_ray.testing_forward import SequenceCache
 
-_SHARED_MEMORY = Path("/dev/shm")
-"""Checkpoints are read as soon as they are written: a disk would only cost time."""
-_ROOM_BYTES = 12 << 30
-
 
 @dataclass(slots=True)
 class Checkpoints:
-    """Made on demand, in a directory that goes with this object."""
+    """Made on demand; those that another process left complete are taken as they are."""
 
     device: torch.device
     max_shard_bytes: int
-    _directory: tempfile.TemporaryDirectory[str] = field(init=False)
-    _made: dict[str, Path] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        has_room = _SHARED_MEMORY.exists() and shutil.disk_usage(_SHARED_MEMORY).free > _ROOM_BYTES
-        self._directory = tempfile.TemporaryDirectory(dir=_SHARED_MEMORY if has_room else None)
+    directory: Path
 
     def of(self, shape: str) -> Path:
         """Random bf16 weights; drawn on the device."""
-        if shape not in self._made:
-            path = Path(self._directory.name) / shape
+        path = self.directory / shape
+        if not (path / "config.json").exists():  # written last
             make_checkpoint(
                 SHAPES[shape], path, max_shard_bytes=self.max_shard_bytes, device=self.device
             )
-            self._made[shape] = path
-        return self._made[shape]
-
-    def close(self) -> None:
-        """Delete them."""
-        self._directory.cleanup()
+        return path
 
 
 @dataclass(slots=True, kw_only=True)

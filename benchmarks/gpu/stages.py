@@ -11,6 +11,7 @@ from benchmarks.gpu.baselines import measure_transformers
 from benchmarks.gpu.correctness import check_correctness
 from benchmarks.gpu.deadline import Deadline
 from benchmarks.gpu.device import facts, release
+from benchmarks.gpu.kernel_list import list_all
 from benchmarks.gpu.kernel_tests import kernel_tests, run_kernel_tests
 from benchmarks.gpu.offline import run_workloads
 from benchmarks.gpu.record import Record, Stage
@@ -29,6 +30,7 @@ def stages(setup: Setup) -> list[Stage]:
         Stage("kernels", correctness_s, lambda *args: _kernels(setup, *args)),
         Stage("steps", 160, lambda *args: StepTables(setup, *args).measure()),
         Stage("workload", 120, lambda *args: run_workloads(setup, *args)),
+        Stage("kernel lists", 40, lambda *args: list_all(setup, *args)),
         Stage("baselines", 120, lambda *args: measure_transformers(setup, *args)),
     ]
 
@@ -49,7 +51,7 @@ def guarded(stage: Stage) -> Stage:
 
 
 def _kernels(setup: Setup, record: Record, deadline: Deadline) -> None:
-    run_kernel_tests(record, deadline, kernel_tests(), must_end=setup.is_gpu)
+    run_kernel_tests(record, deadline, kernel_tests(), on_gpu=setup.is_gpu)
 
 
 def _device(setup: Setup, record: Record) -> None:

@@ -9,7 +9,6 @@ from benchmarks.gpu import floors
 from benchmarks.gpu.deadline import Deadline
 from benchmarks.gpu.device import free_bytes, release, seconds_per_call
 from benchmarks.gpu.graphs import DecodeStep, PrefillStep
-from benchmarks.gpu.kernel_list import list_kernels
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.setup import Setup
 from benchmarks.limits import KV_BYTES, WEIGHT_BYTES
@@ -67,33 +66,33 @@ class StepTables:
         for mode in MODES:
             self._model(sizes.large, mode, large, sizes.prefill_lens)
         for num_ranks in sizes.num_ranks:
-            self._shard(num_ranks)
+            with self.record.part(f"a rank of {num_ranks}"):
+                self._shard(num_ranks)
+            release()
         for mode in MODES:
             self._model(sizes.small, mode, small, ())
 
     def _model(
         self, shape: str, mode: Mode, cases: Sequence[tuple[int, int]], prompts: Sequence[int]
     ) -> None:
-        if not self._has_time(f"{shape}, {mode.name}"):
+        release()
+        name = f"{shape}, {mode.name}"
+        if not self._has_time(name):
             return
-        try:
-            model = mode.load(self.setup, shape)
-        except ConfigError as error:
-            self.record.skip(f"{shape}, {mode.name}", str(error))
-            return
-        for num_seqs, context_len in cases:
-            self._decode(model, shape, mode, num_seqs=num_seqs, context_len=context_len)
-            release()
-        if prompts and mode.linear_bytes == WEIGHT_BYTES:
-            num_seqs, context_len = cases[0]
-            step = DecodeStep(self.setup, model, num_seqs, context_len)
-            step.run()
-            title = f"Kernels of a decode step, {shape}, {mode.name}, {num_seqs} x {context_len}"
-            list_kernels(self.setup, self.record, title, step.run)
-            del step
-        for num_tokens in prompts:
-            self._prefill(model, shape, mode, num_tokens)
-            release()
+        with self.record.part(name):
+            try:
+                model = mode.load(self.setup, shape)
+            except ConfigError as error:
+                self.record.skip(name, str(error))
+                return
+            for num_seqs, context_len in cases:
+                with self.record.part(f"decode of {name}, {num_seqs} x {context_len}"):
+                    self._decode(model, shape, mode, num_seqs=num_seqs, context_len=context_len)
+                release()
+            for num_tokens in prompts:
+                with self.record.part(f"prefill of {name}, {num_tokens}"):
+                    self._prefill(model, shape, mode, num_tokens)
+                release()
 
     def _decode(
         self,

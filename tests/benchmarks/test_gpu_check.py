@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import floors, report
+from benchmarks.gpu import baselines, floors, report
 from benchmarks.gpu.correctness import check_correctness
 from benchmarks.gpu.deadline import Deadline
 from benchmarks.gpu.kernel_tests import run_kernel_tests
@@ -128,6 +127,17 @@ def test_a_stage_that_fails_keeps_what_it_found_and_says_where() -> None:
     assert "2.5" in text
 
 
+def test_a_part_that_fails_does_not_keep_others_from_running() -> None:
+    record = Record("a stage")
+    with record.part("a case"):
+        raise torch.OutOfMemoryError("too large")
+    (check,) = record.checks
+    assert (check.name, check.passed) == ("a case", False)
+    assert check.detail.endswith("OutOfMemoryError: too large")
+    with pytest.raises(torch.AcceleratorError), record.part("another"):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+
 def test_tables_line_up_and_show_what_is_missing() -> None:
     rows = [{"mode": "fast", "ms": 1234.5}, {"mode": "exact", "ms": None, "count": 12_000}]
     assert report.table(rows).splitlines() == [
@@ -138,13 +148,10 @@ def test_tables_line_up_and_show_what_is_missing() -> None:
 
 
 @pytest.fixture
-def setup() -> Iterator[Setup]:
+def setup(tmp_path: Path) -> Setup:
     cpu = torch.device("cpu")
-    checkpoints = Checkpoints(cpu, TINY.max_shard_bytes)
-    try:
-        yield Setup(device=cpu, kernels="reference", sizes=TINY, checkpoints=checkpoints)
-    finally:
-        checkpoints.close()
+    checkpoints = Checkpoints(cpu, TINY.max_shard_bytes, tmp_path)
+    return Setup(device=cpu, kernels="reference", sizes=TINY, checkpoints=checkpoints)
 
 
 def test_the_model_of_plain_torch_is_found_right(setup: Setup) -> None:
@@ -204,20 +211,35 @@ def test_kernel_tests_that_fail_are_named(tmp_path: Path) -> None:
     good.write_text("def test_one(): pass\n")
     bad.write_text("def test_two(): assert 1 == 2\n")
     record = Record("kernels")
-    run_kernel_tests(record, LONG, [good, bad])
+    run_kernel_tests(record, LONG, [good, bad], on_gpu=False)
     assert [check.name for check in record.checks] == ["test_triton_bad::test_two", "kernel tests"]
     assert record.failed
     assert {row["file"] for row in record.tables["Kernel tests"]} == {good.stem, bad.stem}
 
 
-@pytest.mark.parametrize("must_end", [True, False])
-def test_kernel_tests_that_do_not_end_are_ended_and_named(tmp_path: Path, must_end: bool) -> None:
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_kernel_tests_are_told_where_kernels_run(tmp_path: Path, on_gpu: bool) -> None:
+    """Not left to find out: with the interpreter, kernels that do not compile would pass."""
+    file = tmp_path / "test_triton_where.py"
+    file.write_text(
+        "import os, pytest\n@pytest.mark.gpu\ndef test_large(): pass\n"
+        "def test_it():\n"
+        f"    assert os.environ['TRITON_INTERPRET'] == '{int(not on_gpu)}'\n"
+    )
+    record = Record("kernels")
+    run_kernel_tests(record, LONG, [file], on_gpu=on_gpu)
+    assert not record.failed
+    assert record.tables["Kernel tests"][0]["tests"] == 1 + on_gpu
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_kernel_tests_that_do_not_end_are_ended_and_named(tmp_path: Path, on_gpu: bool) -> None:
     slow = tmp_path / "test_triton_slow.py"
     slow.write_text("import time\ndef test_one(): pass\ndef test_two(): time.sleep(100)\n")
     record = Record("kernels")
-    run_kernel_tests(record, Deadline(6), [slow], must_end=must_end)
-    assert record.failed == must_end
-    told = [check.detail for check in record.checks] if must_end else record.skipped
+    run_kernel_tests(record, Deadline(6), [slow], on_gpu=on_gpu)
+    assert record.failed == on_gpu
+    told = [check.detail for check in record.checks] if on_gpu else record.skipped
     assert any("test_two" in text for text in told)
     assert record.tables["Kernel tests"][0]["tests"] == 1
 
@@ -226,7 +248,7 @@ def test_a_file_that_does_not_import_has_failed(tmp_path: Path) -> None:
     file = tmp_path / "test_triton_bad.py"
     file.write_text("import nothing_of_that_name\n")
     record = Record("kernels")
-    run_kernel_tests(record, LONG, [file])
+    run_kernel_tests(record, LONG, [file], on_gpu=False)
     assert "nothing_of_that_name" in " ".join(check.detail for check in record.checks)
     assert record.failed
 
@@ -244,6 +266,30 @@ def test_the_command_stores_what_it_found(tmp_path: Path) -> None:
     assert [stage["name"] for stage in document["stages"]] == ["device"]
     assert "device: ok" in done.stdout
     assert path.with_suffix(".txt").exists()
+
+
+def test_lists_of_kernels_come_after_what_is_timed(setup: Setup) -> None:
+    by_name = {stage.name: stage for stage in stages(setup)}
+    assert list(by_name).index("kernel lists") > list(by_name).index("workload")
+    with torch.no_grad():
+        record = run_stage(by_name["kernel lists"], LONG)
+    assert not record.failed, record.checks
+    assert len(record.tables) == 2
+    assert all(rows[-1]["kernel"] == "all" for rows in record.tables.values())
+
+
+def test_transformers_is_timed_when_nothing_is_left_to_compile(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A static cache that must be longer than the last one is compiled for anew."""
+    calls: list[int] = []
+    monkeypatch.setattr(baselines._Plain, "__call__", lambda *args: calls.append(args[-1]))
+    monkeypatch.setattr(baselines._Continuous, "__call__", lambda *_: None)
+    record = Record("baselines")
+    with torch.no_grad():
+        baselines.measure_transformers(setup, record, LONG)
+    assert calls[0] == max(calls) == TINY.baseline_lens[1]
+    assert len(record.tables["transformers, decoding greedily"]) == 2
 
 
 def test_it_needs_little_more_than_torch_and_transformers() -> None:
