@@ -74,6 +74,9 @@ class DeployConfig(BaseModel):
         le=16,
         description="Tokens to guess ahead; default 4 in exact mode on CPU, else 0",
     )
+    enforce_eager: bool = Field(
+        False, description="On CUDA, capture no steps in graphs: slower, less memory"
+    )
     generation_config: GenerationDefaults = Field(
         "auto", description="auto: the model's own sampling defaults; none: OpenAI's"
     )
@@ -156,6 +159,7 @@ class DeployConfig(BaseModel):
             num_threads=self.num_threads,
             enable_prefix_caching=self.enable_prefix_caching,
             num_speculative_tokens=self.num_speculative_tokens,
+            enforce_eager=self.enforce_eager,
             generation_config=self.generation_config,
         )
 

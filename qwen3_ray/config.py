@@ -74,7 +74,12 @@ class EngineConfig:
     num_speculative_tokens: int | None = None
     """Most tokens to guess ahead by prompt lookup.
 
-    None for 4 in exact mode, but 0 in fast mode and where steps are CUDA graphs.
+    None for 4 in exact mode, but 0 in fast mode and where steps can be CUDA graphs.
+    """
+    enforce_eager: bool = False
+    """On CUDA, launch all steps kernel by kernel: none is captured in a CUDA graph.
+
+    Slower, above all for few requests; takes less memory, and starts sooner.
     """
     generation_config: GenerationDefaults = "auto"
     """`auto`: requests take what they leave open from the checkpoint's generation_config.json."""

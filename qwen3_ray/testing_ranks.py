@@ -77,6 +77,9 @@ class RankInTurn:
         """See `Collectives`."""
         x.copy_(self._turns.exchange(self._rank, "broadcast", x.clone())[0])
 
+    def abort(self) -> None:
+        """See `Collectives`: nothing waits on a device."""
+
 
 class _Part(NamedTuple):
     """What one rank gives to a collective."""
@@ -199,3 +202,6 @@ class LoneRank:
     def broadcast(self, x: torch.Tensor) -> None:
         """See `Collectives`. `x` stays as it is."""
         self.calls.append(Call("broadcast", x.nbytes))
+
+    def abort(self) -> None:
+        """See `Collectives`: nothing waits for ranks that are not there."""

@@ -41,6 +41,12 @@ class Collectives(Protocol):
     def broadcast(self, x: torch.Tensor) -> None:
         """Overwrite contiguous `x` with that of rank 0."""
 
+    def abort(self) -> None:
+        """From any thread: let what waits on a device for ranks that are gone come to an end.
+
+        Its results are wrong, and the group is good for nothing more.
+        """
+
 
 def connect(
     store: c10d.Store,

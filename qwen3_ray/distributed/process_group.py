@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
 
+from qwen3_ray.distributed.numbered_store import NumberedStore
 from qwen3_ray.errors import ConfigError
 
 _FROM_RANK_0 = c10d.BroadcastOptions()
 _FROM_RANK_0.rootRank = 0
 _TO_RANK_0 = c10d.GatherOptions()
 _TO_RANK_0.rootRank = 0
+_NEVER_KILL = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+}
+"""Torch's watchdog ends a process whose collective takes too long, or whose GPU has failed. That is
+right for other ranks, whose end is noticed; rank 0 may live in a user's process."""
 
 
 class ProcessGroupCollectives:
@@ -23,8 +34,17 @@ class ProcessGroupCollectives:
     ranks that share one GPU, which NCCL refuses.
     """
 
-    def __init__(self, group: dist.ProcessGroup, *, exact: bool, is_staged: bool = False) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        *,
+        exact: bool,
+        is_staged: bool = False,
+        store: c10d.Store | None = None,
+    ) -> None:
+        """`store`: the group's, which is kept for it."""
         self.group = group
+        self._store = store
         self.rank = group.rank()
         self.size = group.size()
         self.exact = exact or self.size == 2
@@ -50,7 +70,8 @@ class ProcessGroupCollectives:
             RuntimeError: the others did not come within `timeout_s` seconds.
         """
         timeout = timedelta(seconds=timeout_s)
-        group = dist.ProcessGroup(store, rank, size)
+        group_store = NumberedStore(store)
+        group = dist.ProcessGroup(group_store, rank, size)
         if device.type == "cpu" or is_staged:
             device = torch.device("cpu")
             kind = dist.ProcessGroup.BackendType.GLOO
@@ -60,11 +81,13 @@ class ProcessGroupCollectives:
                 raise ConfigError("device", device.type, "this torch was built without NCCL")
             options = c10d.ProcessGroupNCCL.Options()
             options._timeout = timeout
+            options.global_ranks_in_group = list(range(size))  # torch knows of a first group alone
             kind = dist.ProcessGroup.BackendType.NCCL
-            backend = c10d.ProcessGroupNCCL(store, rank, size, options)
+            with default_environment(_NEVER_KILL if rank == 0 else {}):
+                backend = c10d.ProcessGroupNCCL(store, rank, size, options)
         group._set_default_backend(kind)
         group._register_backend(device, kind, backend)
-        return cls(group, exact=exact, is_staged=is_staged)
+        return cls(group, exact=exact, is_staged=is_staged, store=group_store)
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """See `Collectives`.
@@ -99,11 +122,27 @@ class ProcessGroupCollectives:
         self.group.broadcast([staged], _FROM_RANK_0).wait()
         _put_back(staged, x)
 
+    def abort(self) -> None:
+        """See `Collectives`; gloo's calls end by themselves, NCCL's only so."""
+        self.group.abort()
+
     def _stage(self, x: torch.Tensor) -> torch.Tensor:
         """`x`, or a copy of it on the host, where gloo takes it from."""
         if not self._is_staged:
             return x
         return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x)
+
+
+@contextmanager
+def default_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for what reads them meanwhile; those that are set stay as they are."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def sum_in_rank_order(parts: list[torch.Tensor], *, out: torch.Tensor) -> None:

@@ -117,6 +117,9 @@ class SharedCollectives:
         address = _contiguous(x).data_ptr()
         self._check(broadcast_bytes(_LANE, self.shared_sum, address, x.nbytes))
 
+    def abort(self) -> None:
+        """See `Collectives`: nothing waits on a device."""
+
     def _gather(self, x: torch.Tensor, out: int, row_bytes: int) -> None:
         rows = ByteRows(x.data_ptr(), x.nbytes, row_bytes, out)
         self._check(gather_bytes(_LANE, self.shared_sum, rows))

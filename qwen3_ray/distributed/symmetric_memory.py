@@ -7,14 +7,21 @@ a kernel that reads its peers' memory about a third of that.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Protocol
 
 import torch
 from torch._C import _distributed_c10d as c10d
 
-from qwen3_ray.distributed.process_group import ProcessGroupCollectives, sum_in_rank_order
+from qwen3_ray.distributed.process_group import (
+    ProcessGroupCollectives,
+    default_environment,
+    sum_in_rank_order,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +32,9 @@ TWO_SHOT_BYTES = 8 * 1024 * 1024
 _ALIGNMENT = 16
 _DTYPES = frozenset({torch.bfloat16, torch.float32})
 """What torch's kernels know."""
+_ABORT_S = 5.0
+_ABORT_POLL_S = 0.001
+_EQUAL_ORDINALS = {"TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES": "1"}
 _CHECKED_BYTES = (_ALIGNMENT, 20_480, ONE_SHOT_BYTES, 655_360, TWO_SHOT_BYTES)
 
 
@@ -42,6 +52,9 @@ class PeerSums(Protocol):
 
     def two_shot(self, x: torch.Tensor) -> None:
         """Up to `TWO_SHOT_BYTES`."""
+
+    def abort(self) -> None:
+        """See `Collectives`."""
 
 
 class SymmetricCollectives:
@@ -74,6 +87,11 @@ class SymmetricCollectives:
         else:
             self._sums.two_shot(x.view(-1))
 
+    def abort(self) -> None:
+        """See `Collectives`. NCCL may wait for kernels that the other one lets end."""
+        threading.Thread(target=self._collectives.abort, name="nccl-abort", daemon=True).start()
+        self._sums.abort()
+
 
 class TorchPeerSums:
     """See `PeerSums`. By torch's kernels, in one buffer that all GPUs of the group map."""
@@ -86,13 +104,11 @@ class TorchPeerSums:
         Raises:
             RuntimeError: the GPUs do not map each other's memory.
         """
-        # Torch compares the ordinals of devices, which are all 0 where each process sees its own
-        # GPU alone. That no two ranks share a GPU is checked by then: NCCL would have refused.
-        os.environ.setdefault("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
         # Rendezvous looks the group up by its name; it has a name only if it is given one.
         group._set_group_name(name)  # type: ignore[arg-type]
         c10d._register_process_group(name, group)  # type: ignore[arg-type]
         self._name = name
+        self._device = device
         self._buffer = c10d._SymmetricMemory.empty_strided_p2p(
             (TWO_SHOT_BYTES,), (1,), torch.uint8, device
         )
@@ -100,9 +116,13 @@ class TorchPeerSums:
         self.adds_in_switch = not exact and memory.multicast_ptr != 0
 
     def one_shot(self, x: torch.Tensor) -> None:
-        """See `PeerSums`. The kernel copies `x` into the buffer before it meets the others."""
-        part = self._part(x)
-        torch.ops.symm_mem.one_shot_all_reduce_copy_out(part, x, "sum", self._name, x)
+        """See `PeerSums`.
+
+        Not by torch's kernel that copies `x` by itself: there a warp tells the other GPUs that all
+        of a block's part is in the buffer, and does not wait for the block's other warps.
+        """
+        part = self._part(x).copy_(x)
+        torch.ops.symm_mem.one_shot_all_reduce_out(part, "sum", self._name, x)
 
     def two_shot(self, x: torch.Tensor) -> None:
         """See `PeerSums`."""
@@ -113,8 +133,41 @@ class TorchPeerSums:
             torch.ops.symm_mem.two_shot_all_reduce_(part, "sum", self._name)
         x.copy_(part)
 
+    def abort(self) -> None:
+        """See `PeerSums`."""
+        memory = c10d._SymmetricMemory.rendezvous(self._buffer, self._name)
+        pads = [memory.get_signal_pad(r, dtype=torch.int32) for r in range(memory.world_size)]
+        stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
+        ends_at = time.monotonic() + _ABORT_S
+        with torch.cuda.stream(stream):
+            answer_for_others(pads, memory.rank, until=lambda: time.monotonic() > ends_at)
+
     def _part(self, x: torch.Tensor) -> torch.Tensor:
         return self._buffer[: x.nbytes].view(x.dtype)
+
+
+def answer_for_others(
+    pads: Sequence[torch.Tensor], rank: int, *, until: Callable[[], bool]
+) -> None:
+    """Let this GPU's kernels end, which wait for signs from ranks that are gone.
+
+    For each block a pad has a word for each rank. A kernel puts a 1 into its own word of every
+    pad, once it finds a 0 there, and takes a 1 out of every word of its own pad. Its own word of
+    its own pad is both: there the 0 and the 1 take turns.
+
+    Args:
+        pads: of all ranks, int32. They are only copied to: nothing must be loaded for that.
+    """
+    size = len(pads)
+    is_own_word = torch.arange(pads[rank].numel()).view(pads[rank].shape) % size == rank
+    signs = [torch.where(is_own_word, sign, 1).to(torch.int32) for sign in (0, 1)]
+    nothing = torch.zeros_like(signs[0])
+    for sign in cycle(signs):
+        if until():
+            return
+        for other, pad in enumerate(pads):
+            pad.copy_(sign if other == rank else nothing)
+        time.sleep(_ABORT_POLL_S)
 
 
 class PeerSumsFactory(Protocol):
@@ -137,12 +190,14 @@ def with_peer_sums(
     """
     number = torch.tensor([secrets.randbelow(2**31)], device=device)
     collectives.broadcast(number)
+    ordinals = collectives.all_gather(torch.tensor([device.index or 0], device=device))
     problem = _obstacle(device, collectives.size)
     sums: PeerSums | None = None
     if _all_say(collectives, not problem, device):
         try:
             name = f"qwen3-ray-{int(number)}"
-            sums = make(collectives.group, name, device, exact=collectives.exact)
+            with default_environment(_rules(collectives, ordinals)):
+                sums = make(collectives.group, name, device, exact=collectives.exact)
         except Exception as error:  # of whatever kind: the group does without
             problem = f"{type(error).__name__}: {error}"
         if _all_say(collectives, sums is not None, device) and sums is not None:
@@ -154,11 +209,22 @@ def with_peer_sums(
     return collectives
 
 
+def _rules(collectives: ProcessGroupCollectives, ordinals: list[torch.Tensor]) -> dict[str, str]:
+    """What torch must be told.
+
+    It refuses devices of one ordinal, which all have where each process sees its own GPU alone;
+    that no two ranks share a GPU is known by then, for NCCL would have refused. Told to allow them
+    it does without the switch's sums: exact mode wants none.
+    """
+    are_equal = len({int(ordinal) for ordinal in ordinals}) < collectives.size
+    return _EQUAL_ORDINALS if are_equal or collectives.exact else {}
+
+
 def _obstacle(device: torch.device, size: int) -> str:
     """Why it cannot work, as far as this process can tell without the others."""
     if device.type != "cuda":
         return ""
-    if not hasattr(torch.ops.symm_mem, "one_shot_all_reduce_copy_out"):
+    if not hasattr(torch.ops.symm_mem, "one_shot_all_reduce_out"):
         return "this torch has no kernels for it"
     for other in range(min(size, torch.cuda.device_count())):
         if other != device.index and not torch.cuda.can_device_access_peer(device, other):

@@ -83,8 +83,7 @@ class TPGroup:
         """
         return x if self.collectives is None else self.collectives.gather(x)
 
-    def all_agree(self, mask: torch.Tensor) -> torch.Tensor:
-        """Elementwise minimum of an integer `mask` over the group: 1 where every rank says 1."""
-        if self.collectives is None:
-            return mask
-        return torch.stack(self.collectives.all_gather(mask)).amin(0)
+    def abort(self) -> None:
+        """From any thread: see `Collectives.abort`."""
+        if self.collectives is not None:
+            self.collectives.abort()

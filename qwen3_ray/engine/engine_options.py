@@ -33,4 +33,5 @@ class EngineOptions(TypedDict, total=False):
     skip_tokenizer_init: bool
     enable_prefix_caching: bool
     num_speculative_tokens: int | None
+    enforce_eager: bool
     generation_config: GenerationDefaults

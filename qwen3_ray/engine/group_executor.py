@@ -88,8 +88,12 @@ class GroupExecutor:
 
     def close(self) -> None:
         """See `Executor`."""
-        with suppress(EngineError):  # the others may be gone
+        # Graphs go before the group, which ends no sooner: NCCL waits for those with its kernels.
+        run_ahead, self._run_ahead = self._run_ahead, None
+        with suppress(EngineError, RuntimeError):  # the others may be gone
             self._control.send(Kind.STOP)
+            if run_ahead is not None:
+                run_ahead.finish()
 
     def warm_up(self) -> None:
         """Compile every kernel before the first request: two prefills, then a decode of both.

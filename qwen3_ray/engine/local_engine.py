@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
 from qwen3_ray.config import EngineConfig
+from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.engine.children import RankProcesses
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.loop import EngineLoop
 from qwen3_ray.engine.progress import OnProgress
 from qwen3_ray.engine.rank import build_engine
+from qwen3_ray.engine.rendezvous import GROUP_TIMEOUT_S
 from qwen3_ray.engine.stats import EngineInfo, EngineStats
 from qwen3_ray.errors import ConfigError, EngineError
 from qwen3_ray.request import GenerateRequest, TokenDelta
 
 _STOP_S = 5.0
 _DEATH_NOTICE_S = 1.0
+_WATCH_S = 0.5
+_HANG_S = 5.0
+"""After a rank's end; a collective on the host fails at once, one on a GPU waits for ever."""
 
 Deltas = SimpleQueue[TokenDelta]
 
@@ -51,6 +57,8 @@ class LocalEngine:
     def __init__(self, config: EngineConfig, on_progress: OnProgress) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="qwen3-ray-"))  # mode 0700
         self._routes = _Routes()
+        self._groups: list[TPGroup] = []
+        """Of the ranks, once they have met."""
         self._ranks = ranks = RankProcesses(config, self._directory)
         directory = self._directory
 
@@ -60,10 +68,14 @@ class LocalEngine:
                 rendezvous_dir=directory,
                 on_progress=on_progress,
                 check_peers=ranks.check,
+                on_group=self._groups.append,
             )
 
         self._loop = EngineLoop(build, self._routes.deliver)
         self._loop.start()
+        self._closing = threading.Event()
+        if config.tensor_parallel_size > 1:
+            threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
         try:
             self.info: EngineInfo = self._loop.wait_ready()
         except ConfigError:
@@ -127,10 +139,36 @@ class LocalEngine:
 
     def close(self) -> None:
         """End the engine and its ranks. Again: nothing happens."""
-        self._loop.stop(_STOP_S)
+        self._closing.set()
+        has_ended = self._loop.stop(_STOP_S)
         self._ranks.close(grace_s=_STOP_S)
-        self._loop.stop(_STOP_S)  # should it have waited for a rank that is dead only now
+        if not has_ended:  # it may have waited for a rank that is dead only now
+            self._abort_group()
+            self._loop.stop(_STOP_S)
+        self._groups.clear()  # and what they hold of the device
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _watch(self) -> None:
+        """Until the end: notice a lost rank, should the step thread wait for it on the device."""
+        problem = ""
+        while not problem:
+            if self._closing.wait(_WATCH_S):
+                return
+            problem = self._ranks.describe_dead() or self._describe_hang()
+        if not self._closing.wait(_HANG_S):
+            self._loop.fail(EngineError(problem), self._routes.stats)
+            self._abort_group()  # now that nobody takes what the step will give
+
+    def _describe_hang(self) -> str:
+        """On a device no collective has a time limit once it is captured."""
+        age_s = self._loop.step_age_s
+        if age_s < GROUP_TIMEOUT_S or not any(group.can_capture for group in self._groups):
+            return ""
+        return f"a rank of the group is silent: no step has ended for {age_s:.0f} s"
+
+    def _abort_group(self) -> None:
+        for group in self._groups:
+            threading.Thread(target=group.abort, name="group-abort", daemon=True).start()
 
     def _explain(self, error: Exception) -> EngineError:
         dead = self._ranks.describe_dead(wait_s=_DEATH_NOTICE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
         self._wake = threading.Condition()
         self._ready = threading.Event()
+        self._step_began_at: float | None = None
         # Below: guarded by `_wake`.
         self._inbox = _Inbox()
         self._in_flight: dict[str, None] = {}
@@ -64,6 +66,12 @@ class EngineLoop:
     def error(self) -> Exception | None:
         """What ended the loop, if it was not `stop`."""
         return self._error
+
+    @property
+    def step_age_s(self) -> float:
+        """How long the step takes that is being computed; 0 if none is."""
+        began_at = self._step_began_at
+        return 0.0 if began_at is None else time.monotonic() - began_at
 
     @property
     def info(self) -> EngineInfo:
@@ -121,13 +129,27 @@ class EngineLoop:
         if self._ended:
             raise EngineError(f"the engine has ended: {self._error or 'stopped'}")
 
-    def stop(self, timeout: float | None = None) -> None:
-        """End after the current step, abort what is in flight, close the engine, join."""
+    def stop(self, timeout: float | None = None) -> bool:
+        """End after the current step, abort what is in flight, close the engine, join.
+
+        Returns:
+            Whether the thread has ended; if not, its step takes longer than `timeout` seconds.
+        """
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread.ident is not None:
             self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def fail(self, error: Exception, stats: EngineStats) -> None:
+        """End as a step that failed does, though one may never return: on a device that hangs.
+
+        Calls `on_step` in the calling thread. Does nothing if the loop has ended.
+        """
+        with self._wake:
+            self._stopping = True
+        self._end(error, stats)
 
     def _run(self) -> None:
         try:
@@ -162,7 +184,9 @@ class EngineLoop:
                 engine.reset_prefix_cache()
             deltas = _add(engine, stage, inbox) + _abort(engine, stage, inbox.aborts)
             if engine.has_unfinished:
+                self._step_began_at = time.monotonic()
                 deltas += engine.step()
+                self._step_began_at = None
                 is_clean = False
             else:
                 engine.idle()
@@ -192,6 +216,8 @@ class EngineLoop:
     def _end(self, error: Exception | None, stats: EngineStats) -> None:
         """Take no more requests, and give an end to all that are in flight."""
         with self._wake:
+            if self._ended:
+                return
             self._ended = True
             self._error = error
             in_flight, self._in_flight = list(self._in_flight), {}

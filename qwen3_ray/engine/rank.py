@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from qwen3_ray.config import EngineConfig
 from qwen3_ray.distributed.control import Kind, StepArrays, group_errors
+from qwen3_ray.distributed.tp_group import TPGroup
 from qwen3_ray.engine.engine import Engine
 from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
 from qwen3_ray.engine.graphs import build_graphs
@@ -46,6 +48,7 @@ def build_engine(
     on_progress: OnProgress = _ignore,
     check_peers: Callable[[], None] = lambda: None,
     may_share_gpus: bool = False,
+    on_group: Callable[[TPGroup], None] = lambda _: None,
 ) -> Engine:
     """Build rank 0 and the engine around it, in the thread that will run its steps.
 
@@ -57,6 +60,7 @@ def build_engine(
         on_progress: called in this thread.
         check_peers: called while waiting for the other ranks; raises if one will not come.
         may_share_gpus: see `Rendezvous`; the same on every rank.
+        on_group: see `Rendezvous`; called in this thread.
 
     Raises:
         ConfigError: the settings cannot work with this model, checkpoint or machine.
@@ -68,6 +72,7 @@ def build_engine(
         directory=rendezvous_dir,
         check_peers=check_peers,
         may_share_gpus=may_share_gpus,
+        on_group=on_group,
     )
     rank = start_rank(config, rendezvous, on_progress)
     tokenizer = None if config.skip_tokenizer_init else find_tokenizer(config.model_dir)
@@ -128,6 +133,8 @@ def serve_rank(
     while True:
         kind, work = parts.control.receive()
         if kind is Kind.STOP:
+            parts.stream.mark()()  # what is queued reads this process's memory, on every rank
+            del graphs  # before the group: NCCL waits for the end of graphs that hold its kernels
             return
         with group_errors("a step failed"):
             if isinstance(work, StepArrays):
@@ -219,8 +226,9 @@ def main() -> int:
     threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
     try:
         serve_rank(args.config, args.rank, rendezvous_dir=args.rendezvous_dir)
-    except Qwen3RayError as error:
-        sys.stderr.write(f"rank {args.rank}: {error}\n")
+    except Exception as error:
+        known = isinstance(error, Qwen3RayError)
+        sys.stderr.write(f"rank {args.rank}: {error}\n" if known else traceback.format_exc())
         sys.stderr.flush()
         # Now, not after an interpreter's slow end: rank 0 will look for an ended process.
         os._exit(1)

@@ -21,7 +21,8 @@ CONNECT_TIMEOUT_S = 180.0
 """How long the first rank waits for the last one's process."""
 GROUP_TIMEOUT_S = 300.0
 """How long a rank waits for another in a collective. A dead rank is noticed at once, by its
-freed lock or closed connections; this is for one that hangs, and must cover uneven loading."""
+freed lock, closed connections or ended process; this is for one that hangs, and must cover uneven
+loading."""
 _POLL_S = 0.02
 
 
@@ -39,6 +40,8 @@ class Rendezvous:
     check_peers: Callable[[], None] = lambda: None
     may_share_gpus: bool = False
     """Let ranks share a GPU and speak through the host: slow, for proofs on a machine of one."""
+    on_group: Callable[[TPGroup], None] = lambda _: None
+    """Called with the group once it is there, for who may have to abort it."""
 
     def connect(
         self, device: torch.device, *, exact: bool, on_progress: OnProgress
@@ -54,6 +57,8 @@ class Rendezvous:
             return TPGroup.single(), StepControl(None, 0, 1)
         # One machine, and no listening socket beyond it.
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        if device.type == "cuda":
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
         store = c10d.FileStore(str(self.directory / "store"), size)
         self._wait_for_all(store, on_progress)
         control = StepControl.rendezvous(
@@ -71,6 +76,7 @@ class Rendezvous:
                 exact=exact,
                 is_staged=self.may_share_gpus,
             )
+        self.on_group(tp)
         return tp, control
 
     def _wait_for_all(self, store: c10d.Store, on_progress: OnProgress) -> None:

@@ -74,6 +74,11 @@ class RunAhead:
             self._ahead = self._launch_ahead(step, launches)
         return self._results(step, launches, computed)
 
+    def finish(self) -> None:
+        """Wait for what is under way: other ranks compute their parts of it with this one."""
+        if self._ahead is not None:
+            self._ahead.token_ids()
+
     def _is_under_way(self, item: ScheduledRequest, ahead: Launch) -> bool:
         """Whether `ahead` computes just what `item` wants.
 

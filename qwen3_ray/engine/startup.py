@@ -12,6 +12,7 @@ from qwen3_ray.config import EngineConfig
 from qwen3_ray.core.drafting import MAX_DECODE_ROWS
 from qwen3_ray.core.token_budget import PROMPT_LOGPROB_ROWS
 from qwen3_ray.distributed.control import StepControl, group_errors
+from qwen3_ray.engine.graphs import graph_bytes, graph_limits, has_graphs
 from qwen3_ray.engine.progress import LoadProgress, OnProgress
 from qwen3_ray.engine.rendezvous import Rendezvous
 from qwen3_ray.errors import ResourcesError
@@ -184,8 +185,15 @@ def _agree_on_num_blocks(
             own = measure_step_bytes(
                 model, layout, largest_step(config, max_model_len, model.device)
             )
-        if model.can_capture:
-            own *= 2  # graphs keep the memory of their largest step, beside that of plain steps
+        if has_graphs(config, model):
+            limits = graph_limits(
+                config,
+                model.device,
+                max_model_len=max_model_len,
+                block_size=layout.block_size,
+                num_valid_token_ids=model.config.vocab_size,
+            )
+            own += graph_bytes(limits.num_graphs, layout.num_layers, step_bytes=own)
         step_bytes = max(control.values_of_ranks(own))  # and no rank is in its trial any more
         budget = memory_budget(
             model.device, num_local_ranks=config.tensor_parallel_size, step_bytes=step_bytes

@@ -10,6 +10,7 @@ import torch
 from qwen3_ray.attention.base import AttentionBackend, AttentionMetadata, KVCache
 from qwen3_ray.attention.reference import ReferenceAttention
 from qwen3_ray.config import Quantization
+from qwen3_ray.errors import ConfigError
 from qwen3_ray.layers import activation, moe, norm, rotary
 from qwen3_ray.layers.layer_stack import DenseStack, LayerStack
 from qwen3_ray.layers.linear import Packer
@@ -139,9 +140,12 @@ def select_kernels(choice: KernelChoice, device: torch.device, *, exact: bool = 
         device: where the model lives.
         exact: of triton's kernels those whose rows' bits depend on no other row; those of the
             CPU are always such, and plain torch never is.
+
+    Raises:
+        ConfigError: `auto` is to be exact on CUDA, without Triton.
     """
     if choice == "auto":
-        choice = "numba" if device.type == "cpu" else _best_on_gpu()
+        choice = "numba" if device.type == "cpu" else _best_on_gpu(exact=exact)
     if choice == "triton":
         from qwen3_ray.layers.triton_kernels import TritonKernels  # noqa: PLC0415 - optional
 
@@ -153,10 +157,25 @@ def select_kernels(choice: KernelChoice, device: torch.device, *, exact: bool = 
     return ReferenceKernels()
 
 
-def _best_on_gpu() -> KernelChoice:
+def _best_on_gpu(*, exact: bool) -> KernelChoice:
+    problem = obstacle_to_triton()
+    if not problem:
+        return "triton"
+    if exact:
+        raise ConfigError(
+            "numerics",
+            "exact",
+            f"on CUDA needs Triton, which cannot be loaded ({problem}): install triton, or set "
+            "--numerics fast, which plain torch can serve, slowly",
+        )
+    logger.warning("plain torch computes, slower and not exact: no Triton (%s)", problem)
+    return "reference"
+
+
+def obstacle_to_triton() -> str:
+    """Why kernels in Triton cannot be loaded; empty if they can."""
     try:
         import qwen3_ray.layers.triton_kernels  # noqa: F401, PLC0415 - optional
     except ImportError as error:
-        logger.warning("plain torch computes, slower and not exact: no Triton (%s)", error)
-        return "reference"
-    return "triton"
+        return str(error)
+    return ""

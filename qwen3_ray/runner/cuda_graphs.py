@@ -99,6 +99,11 @@ class GraphLimits:
         enough = next((size for size in PROMPT_TOKENS if size >= most), PROMPT_TOKENS[-1])
         return [size for size in PROMPT_TOKENS if size <= enough]
 
+    @property
+    def num_graphs(self) -> int:
+        """Those of decodes come with cuts and without."""
+        return len(self.prompt_sizes) + 2 * len(self.decode_sizes)
+
 
 class GraphRunner:
     """Queues captured steps of requests that are sampled simply, and tells what they sample.

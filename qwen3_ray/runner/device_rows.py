@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from qwen3_ray.runner.sampling_rows import Records
 
+MAX_ROWS_AT_ONCE = 256
+"""A multiple of 16; a long prompt's logits are never edited or searched all at once."""
+BYTES_PER_LOGIT = 8
+"""That sampling takes of memory: of edited logits, and of ids of those that may be cut off."""
 _SMALLEST_TEMPERATURE = 2.0**-66  # by which kernels can divide any distance of logits
 _LARGEST_INT32 = 2**31 - 1
 _ALIGNMENT = 16  # so that every column begins where kernels read it best

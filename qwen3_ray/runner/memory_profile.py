@@ -18,6 +18,7 @@ from qwen3_ray.cpu import huge_pages
 from qwen3_ray.distributed.control import StepArrays
 from qwen3_ray.errors import ConfigError
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
+from qwen3_ray.runner.device_rows import BYTES_PER_LOGIT, MAX_ROWS_AT_ONCE
 from qwen3_ray.runner.memory import KVLayout
 from qwen3_ray.runner.model_runner import ModelRunner
 
@@ -45,7 +46,8 @@ def measure_step_bytes(model: Qwen3ForCausalLM, layout: KVLayout, largest: Large
     Runs steps through one layer of each kind and the output head: activations do not outlive
     their layer. On CPU a step of a few hundred rows is measured and scaled up, so that the start
     of the engine stays quick; kernels there take the same memory whatever the context. On CUDA
-    the largest step itself is run, each sequence `max_model_len` tokens long.
+    the largest step itself is run, each sequence `max_model_len` tokens long, and what sampling
+    takes is added.
 
     Every rank must call it with the same arguments: the steps hold collectives.
 
@@ -54,7 +56,9 @@ def measure_step_bytes(model: Qwen3ForCausalLM, layout: KVLayout, largest: Large
     """
     probe = _Probe(model.shortened(), layout, largest)
     if model.device.type == "cuda":
-        return _measure_on_gpu(probe, largest)
+        num_rows = min(largest.num_logits, MAX_ROWS_AT_ONCE)
+        sampling = num_rows * model.config.vocab_size * BYTES_PER_LOGIT
+        return _measure_on_gpu(probe, largest) + sampling
     num_rows = min(largest.num_tokens, _MAX_CPU_ROWS)
     num_logits = min(largest.num_logits, _num_telling_logits(model.config.vocab_size))
     probe.measure(1, 1)  # compiles the kernels, whose code is no activation

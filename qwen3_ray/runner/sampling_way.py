@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module, util
+from importlib import import_module
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from qwen3_ray.cpu.thread_pool import ThreadPool
-from qwen3_ray.layers.kernels import KernelChoice
+from qwen3_ray.layers.kernels import KernelChoice, obstacle_to_triton
 from qwen3_ray.runner import reference_sampling
 from qwen3_ray.runner.sampling_rows import Outcome, SamplingRows
 
@@ -82,7 +82,7 @@ def select_sampling(choice: KernelChoice, device: torch.device) -> SamplingWay:
     if choice == "auto" and device.type == "cpu":
         choice = "numba"
     elif choice == "auto":
-        choice = "triton" if util.find_spec("triton") else "reference"
+        choice = "reference" if obstacle_to_triton() else "triton"
     if choice == "numba":
         return NumbaSampling()
     if choice == "triton":

@@ -119,6 +119,7 @@ class StepBuffers:
         self._stages = [_stage(begins[-1], device) for _ in range(_NUM_STAGES)]
         self._waits = [stream.mark() for _ in range(_NUM_STAGES)]
         self.host.slot_mapping[:] = -1
+        self.device.slot_mapping.fill_(-1)  # captured before anything is sent
 
     def send(self, blocks: Sequence[int]) -> None:
         """Queue the copy of all fields, with `blocks` as the last one."""

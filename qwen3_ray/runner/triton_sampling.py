@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from qwen3_ray.runner.device_rows import DeviceRows, device_rows
+from qwen3_ray.runner.device_rows import MAX_ROWS_AT_ONCE, DeviceRows, device_rows
 from qwen3_ray.runner.sampling_rows import (
     NOTHING_ALLOWED,
     NUMERICAL_ERROR,
@@ -22,20 +22,17 @@ from qwen3_ray.runner.triton_edits import DeviceBatch
 from qwen3_ray.runner.triton_logits import CHUNK
 from qwen3_ray.runner.triton_logprobs import score
 
-_MAX_ROWS = 256
-
 
 class TritonSampling:
     """As `reference_sampling.sample`, but for the draws, which are those of `choose`."""
 
     method = METHOD
 
-    def __init__(self, *, chunk_size: int = CHUNK, max_rows: int = _MAX_ROWS) -> None:
+    def __init__(self, *, chunk_size: int = CHUNK, max_rows: int = MAX_ROWS_AT_ONCE) -> None:
         """
         Args:
             chunk_size: logits for each program; changes no token.
-            max_rows: so many at a time, a multiple of 16, so that a long prompt's logits are never
-                edited or searched all at once.
+            max_rows: so many at a time; see `MAX_ROWS_AT_ONCE`.
         """
         self._chunk_size = chunk_size
         self._max_rows = max_rows

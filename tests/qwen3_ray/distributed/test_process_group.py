@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
 
 from qwen3_ray.distributed.collectives import connect
-from qwen3_ray.distributed.process_group import ProcessGroupCollectives
+from qwen3_ray.distributed.process_group import _NEVER_KILL, ProcessGroupCollectives
 from qwen3_ray.distributed.tp_group import TPGroup
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,3 +75,32 @@ def test_staged_ranks_on_cpu_do_not_meet_in_memory() -> None:
     store = c10d.HashStore()
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(run, range(2))) == [True, True]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torch_s_watchdog_does_not_end_a_process_that_may_be_the_user_s(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads its settings when a group is made; nothing else is to see them."""
+    names = list(_NEVER_KILL)
+    seen: dict[str, str | None] = {}
+
+    class Nccl:
+        def __init__(self, *_: object) -> None:
+            seen.update((name, os.environ.get(name)) for name in names)
+            raise RuntimeError("no GPU")
+
+        class Options:
+            pass
+
+    for name in names[1:]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(names[0], "2")  # the user's own setting
+    monkeypatch.setattr(c10d, "ProcessGroupNCCL", Nccl, raising=False)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    with pytest.raises(RuntimeError, match="no GPU"):
+        ProcessGroupCollectives.connect(
+            c10d.HashStore(), rank, 2, device=torch.device("cuda", 0), timeout_s=1
+        )
+    assert seen == {names[0]: "2"} | dict.fromkeys(names[1:], "0" if rank == 0 else None)
+    assert not any(name in os.environ for name in names[1:])

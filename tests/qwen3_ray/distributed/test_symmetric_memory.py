@@ -7,8 +7,10 @@ others stand for them, behind the same operators.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import pytest
@@ -17,11 +19,14 @@ from torch._C import _distributed_c10d as c10d
 
 from qwen3_ray.distributed.process_group import ProcessGroupCollectives, sum_in_rank_order
 from qwen3_ray.distributed.symmetric_memory import (
+    _EQUAL_ORDINALS,
     ONE_SHOT_BYTES,
     TWO_SHOT_BYTES,
     PeerSumsFactory,
     SymmetricCollectives,
     TorchPeerSums,
+    _rules,
+    answer_for_others,
     known_numbers,
     with_peer_sums,
 )
@@ -50,6 +55,9 @@ class GlooSums:
     def two_shot(self, x: torch.Tensor) -> None:
         assert x.nbytes <= TWO_SHOT_BYTES
         self._sum("two shots", x)
+
+    def abort(self) -> None:
+        self.ways.append(("abort", 0))
 
     def _sum(self, way: str, x: torch.Tensor) -> None:
         assert x.dim() == 1
@@ -203,19 +211,88 @@ def test_a_switch_may_add_in_an_order_of_its_own_where_bits_do_not_matter() -> N
     assert on_ranks(4, run, exact=False) == [(False, True)] * 4
 
 
+@pytest.mark.parametrize(
+    ("size", "exact", "ordinals", "expected"),
+    [
+        (4, False, [0, 1, 2, 3], {}),
+        (4, False, [0, 0, 0, 0], _EQUAL_ORDINALS),
+        (4, True, [0, 1, 2, 3], _EQUAL_ORDINALS),
+    ],
+)
+def test_the_switch_is_given_up_where_it_is_not_wanted_or_ordinals_are_equal(
+    size: int, exact: bool, ordinals: list[int], expected: dict[str, str]
+) -> None:
+    """Torch makes no multicast once it is told to allow devices of one ordinal."""
+    gathered = [torch.tensor([ordinal]) for ordinal in ordinals]
+    assert on_ranks(size, lambda group: _rules(group, gathered), exact=exact) == [expected] * size
+
+
+def test_an_abort_lets_kernels_end_though_nccl_waits_for_them() -> None:
+    released = threading.Event()
+
+    class Sums(GlooSums):
+        def abort(self) -> None:
+            released.set()
+
+    def run(collectives: ProcessGroupCollectives) -> bool:
+        group = symmetric(collectives, Sums)
+        collectives.abort = lambda: released.wait(30)  # type: ignore[method-assign, assignment]
+        started = time.monotonic()
+        group.abort()
+        return time.monotonic() - started < 10
+
+    assert all(on_ranks(2, run))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_kernel_that_waits_for_signs_of_the_dead_gets_them(rank: int) -> None:
+    """Kernels in a row, each with two barriers of two blocks, as torch's have."""
+    size, num_blocks, num_barriers = 3, 2, 6
+    pads = [torch.zeros(16, dtype=torch.int32) for _ in range(size)]
+    pads[1][:] = 1  # a rank that died before it took its signs
+    given_up = threading.Event()
+    syncs = [threading.Barrier(size) for _ in range(num_blocks)]
+
+    def swap(pad: torch.Tensor, word: int, expected: int) -> None:
+        words = pad.numpy()
+        while words[word] != expected and not given_up.is_set():
+            time.sleep(0)
+        words[word] = 1 - expected
+
+    def thread_of_kernel(block: int, target: int) -> None:
+        for _ in range(num_barriers):
+            swap(pads[target], block * size + rank, 0)
+            swap(pads[rank], block * size + target, 1)
+            syncs[block].wait()
+
+    with ThreadPoolExecutor(size * num_blocks) as pool:
+        threads = [
+            pool.submit(thread_of_kernel, block, target)
+            for block in range(num_blocks)
+            for target in range(size)
+        ]
+        deadline = time.monotonic() + 20
+
+        def until() -> bool:
+            return all(map(Future.done, threads)) or time.monotonic() > deadline
+
+        answer_for_others(pads, rank, until=until)
+        have_ended = all(map(Future.done, threads))
+        given_up.set()
+    assert have_ended
+
+
 @pytest.fixture
 def operators() -> Iterator[dict[str, ProcessGroupCollectives]]:
     """Torch's operators on CPU, for groups by name."""
     groups: dict[str, ProcessGroupCollectives] = {}
     library = torch.library.Library("symm_mem", "IMPL")
 
-    def one_shot(
-        buffer: torch.Tensor, x: torch.Tensor, op: str, name: str, out: torch.Tensor
-    ) -> torch.Tensor:
-        assert (op, buffer.shape) == ("sum", x.shape)
-        buffer.copy_(x)
-        groups[name].all_reduce(buffer)
-        return out.copy_(buffer)
+    def one_shot(buffer: torch.Tensor, op: str, name: str, out: torch.Tensor) -> torch.Tensor:
+        assert (op, buffer.shape) == ("sum", out.shape)
+        part = buffer.clone()  # which the others read, and this kernel does not write
+        groups[name].all_reduce(part)
+        return out.copy_(part)
 
     def two_shot(buffer: torch.Tensor, op: str, name: str) -> torch.Tensor:
         assert op == "sum"
@@ -226,7 +303,7 @@ def operators() -> Iterator[dict[str, ProcessGroupCollectives]]:
         two_shot(buffer, op, name)
         return buffer.mul_(10)  # to tell it from the other
 
-    library.impl("one_shot_all_reduce_copy_out", one_shot, "CPU")
+    library.impl("one_shot_all_reduce_out", one_shot, "CPU")
     library.impl("two_shot_all_reduce_", two_shot, "CPU")
     library.impl("multimem_all_reduce_", in_switch, "CPU")
     yield groups

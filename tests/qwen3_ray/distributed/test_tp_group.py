@@ -12,7 +12,6 @@ def test_one_process_needs_no_group() -> None:
     x = torch.randn(3, 4)
     assert group.all_reduce(x) is x
     assert group.gather(x) is x
-    assert group.all_agree(x) is x
 
 
 def addends(size: int, num_rows: int) -> list[torch.Tensor]:
@@ -53,14 +52,6 @@ def test_gather_lays_all_parts_side_by_side_on_rank_0_alone(num_rows: int, exact
     assert results[0] is not None
     assert torch.equal(results[0], torch.cat([x, x + 1, x + 2], dim=1))
     assert results[1:] == [None, None]
-
-
-def test_all_agree_keeps_what_every_rank_says() -> None:
-    masks = [[1, 1, 0], [1, 0, 1]]
-    agreed = run_ranks(
-        2, lambda group: group.all_agree(torch.tensor(masks[group.rank], dtype=torch.int32))
-    )
-    assert [mask.tolist() for mask in agreed] == [[1, 0, 0]] * 2
 
 
 def test_groups_on_one_store_do_not_mix_and_count() -> None:

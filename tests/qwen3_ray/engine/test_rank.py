@@ -1,15 +1,48 @@
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from qwen3_ray.config import DEMO_MODEL_DIR, EngineConfig
+from qwen3_ray.engine import rank
 from qwen3_ray.engine.fingerprint import architecture_name, numerics_fingerprint
 from qwen3_ray.engine.rank import config_from_json, config_to_json
 from qwen3_ray.engine.startup import choose_kv_layout
+from qwen3_ray.errors import EngineError
 from qwen3_ray.model.model_config import ModelConfig
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (EngineError("rank 0 is gone"), "rank 1: rank 0 is gone"),
+        (KeyError("key"), "KeyError: 'key'"),
+    ],
+)
+def test_a_child_that_fails_is_gone_at_once(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after an interpreter's end, which may wait for a device or for other ranks."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    config = config_to_json(EngineConfig(model_dir=DEMO_MODEL_DIR))
+    arguments = ["rank", "--rank", "1", "--rendezvous-dir", "x", "--config", config]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(rank, "serve_rank", fail)
+    monkeypatch.setattr(rank, "_exit_with_parent", lambda: None)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit, match="1"):
+        rank.main()
+    assert capsys.readouterr().err.endswith(f"{told}\n")
 
 
 def test_a_config_survives_the_way_to_a_child() -> None:

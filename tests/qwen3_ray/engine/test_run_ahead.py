@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from qwen3_ray.core.step import ScheduledRequest, Step
 from qwen3_ray.engine.run_ahead import RunAhead
 from qwen3_ray.errors import EngineError
 from qwen3_ray.request import GenerateRequest
-from qwen3_ray.runner.device_stream import DeviceStream, InlineStream
+from qwen3_ray.runner.device_stream import DeviceStream, InlineStream, Work
 from qwen3_ray.sampling_params import SamplingParams
 from tests.qwen3_ray.runner.fake_device import NAN_TOKEN, LazyStream
 from tests.qwen3_ray.runner.graphs_rig import GREEDY, GraphEngine, make_request, oracle
@@ -257,3 +258,29 @@ def test_a_row_is_not_used_once_its_request_has_other_blocks(
     for _ in range(3):
         run_step(engine, state, 1)
     assert (state.token_ids[4:] == oracle(request, 24)[:5]) == is_looked_at
+
+
+def test_closing_waits_for_what_is_under_way() -> None:
+    """Other ranks compute their parts of it with this one, and cannot if it is gone."""
+    stream = LazyStream()
+    engine = GraphEngine(stream=stream)
+    engine.engine.add_request(make_request("a", 3, GREEDY))
+    for _ in range(3):
+        engine.step()
+    assert stream._queue
+    engine.executor.close()
+    assert not stream._queue
+
+
+def test_captured_steps_are_gone_once_the_executor_is_closed() -> None:
+    """NCCL ends a group only then, and waits for it; the group is what the runner holds."""
+
+    class Stream(InlineStream):
+        def capture(self, work: Work) -> Work:  # noqa: ARG002 - as CUDA's, holds nothing of it
+            return lambda: None
+
+    engine = GraphEngine(stream=Stream())
+    graphs = weakref.ref(engine.graphs)
+    del engine.graphs
+    engine.executor.close()
+    assert graphs() is None

@@ -10,9 +10,11 @@ import torch
 
 from qwen3_ray.attention.base import AttentionMetadata, allocate_kv_caches
 from qwen3_ray.attention.reference import read_blocks
+from qwen3_ray.errors import ConfigError
 from qwen3_ray.layers.kernels import Kernels, ReferenceKernels, select_kernels
 from qwen3_ray.layers.numba_kernels import NumbaKernels
 from qwen3_ray.layers.rotary import QKNorm, build_cos_sin
+from qwen3_ray.runner.sampling_way import ReferenceSampling, select_sampling
 
 NUM_ROWS = 97
 HEAD_DIM, NUM_HEADS, NUM_KV_HEADS = 48, 6, 2
@@ -146,8 +148,18 @@ def test_without_triton_a_gpu_gets_plain_torch_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "qwen3_ray.layers.triton_kernels", None)
-    assert select_kernels("auto", torch.device("cuda")).name == "reference"
+    assert select_kernels("auto", torch.device("cuda"), exact=False).name == "reference"
+    assert isinstance(select_sampling("auto", torch.device("cuda")), ReferenceSampling)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "Triton" in caplog.text
     with pytest.raises(ImportError):
         select_kernels("triton", torch.device("cuda"))
+
+
+def test_without_triton_a_gpu_that_must_be_exact_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "qwen3_ray.layers.triton_kernels", None)
+    with pytest.raises(ConfigError, match=r"^numerics = 'exact': on CUDA needs Triton"):
+        select_kernels("auto", torch.device("cuda"), exact=True)
+    assert select_kernels("auto", CPU, exact=True).name == "numba"

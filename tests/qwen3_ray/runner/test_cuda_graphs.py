@@ -76,6 +76,8 @@ def test_largest_shapes_are_captured_first_and_leave_no_trace() -> None:
     def forward(ids, positions, metadata, indices):  # noqa: ANN001, ANN202
         if len(shapes) < stream.num_captured + 1:
             shapes.append((len(ids), indices is None))
+            is_padding = (metadata.slot_mapping == -1).all()
+            assert stream.replayed or is_padding, "padding is written to a block"
         return model.forward(ids, positions, metadata, indices)
 
     graphs = GraphRunner(
@@ -84,6 +86,7 @@ def test_largest_shapes_are_captured_first_and_leave_no_trace() -> None:
     graphs.warm_up()
     decodes = [(size, True) for size in (4, 4, 2, 2, 1, 1)]  # with and without cuts
     assert shapes == [(128, False), *decodes]
+    assert limits(max_num_seqs=4).num_graphs == len(shapes)
     assert set(model.tokens) == {-1}, "a padded row was written"
     request = RequestState.of(make_request("a", 3, GREEDY), 0)
     request.block_ids = [5, 6]

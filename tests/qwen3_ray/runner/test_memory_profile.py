@@ -1,6 +1,7 @@
 """What a step takes of memory is measured, and is not given to the KV cache."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from qwen3_ray.engine.startup import choose_kv_layout, largest_step
 from qwen3_ray.model.model_config import ModelConfig
 from qwen3_ray.model.qwen3 import Qwen3ForCausalLM
 from qwen3_ray.model.weights import load_model
+from qwen3_ray.runner import memory_profile
 from qwen3_ray.runner.input_batch import build
 from qwen3_ray.runner.memory import KVLayout, choose_num_blocks, host_budget
 from qwen3_ray.runner.memory_profile import LargestStep, measure_step_bytes, peak_bytes_of_process
@@ -114,6 +116,21 @@ def test_the_most_that_a_step_may_be_asked_for_follows_from_the_settings() -> No
         num_tokens=256, num_logits=64 + 8 + 128, max_model_len=500
     )
     assert of(max_num_seqs=8, max_num_batched_tokens=100).num_logits == 100
+
+
+@pytest.mark.parametrize(("num_logits", "num_sampled"), [(3, 3), (392, 256)])
+def test_on_a_gpu_what_sampling_takes_is_kept_too(
+    num_logits: int, num_sampled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edited logits, and the ids of candidates for a cut: of so many rows at a time."""
+    probe = SimpleNamespace(measure=lambda _num_tokens, num_logits: 1_000 * num_logits)
+    monkeypatch.setattr(memory_profile, "_Probe", lambda *_: probe)
+    on_gpu = SimpleNamespace(
+        device=torch.device("cuda"), config=SimpleNamespace(vocab_size=67), shortened=lambda: None
+    )
+    largest = LargestStep(num_tokens=500, num_logits=num_logits, max_model_len=1_000)
+    taken = measure_step_bytes(on_gpu, None, largest)  # type: ignore[arg-type]
+    assert taken == 1_000 * num_logits + num_sampled * 67 * (4 + 4)
 
 
 def test_ranks_measure_together() -> None:
