@@ -98,6 +98,9 @@ class _Baselines:
             self.record.skip(name, f"{type(error).__name__}: {error}"[:300])
             return
         decode_s = (all_s - few_s) / (output_len - num_few)
+        if decode_s <= 0:
+            self.record.skip(name, f"{output_len} tokens took no longer than {num_few}")
+            return
         self.record.row(
             "transformers, decoding greedily",
             way=way, sequences=batch, prompt=prompt_len, first_ms=1e3 * first_s,

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -283,13 +284,33 @@ def test_transformers_is_timed_when_nothing_is_left_to_compile(
 ) -> None:
     """A static cache that must be longer than the last one is compiled for anew."""
     calls: list[int] = []
-    monkeypatch.setattr(baselines._Plain, "__call__", lambda *args: calls.append(args[-1]))
-    monkeypatch.setattr(baselines._Continuous, "__call__", lambda *_: None)
+
+    def generate(_self: object, _prompts: object, num_tokens: int) -> None:
+        calls.append(num_tokens)
+
+    for kind in (baselines._Plain, baselines._Continuous):
+        monkeypatch.setattr(kind, "__call__", generate)
+    monkeypatch.setattr(baselines, "time", SimpleNamespace(perf_counter=lambda: float(sum(calls))))
     record = Record("baselines")
     with torch.no_grad():
         baselines.measure_transformers(setup, record, LONG)
     assert calls[0] == max(calls) == TINY.baseline_lens[1]
-    assert len(record.tables["transformers, decoding greedily"]) == 2
+    rows = record.tables["transformers, decoding greedily"]
+    assert [row["step_ms"] for row in rows] == [1e3, 1e3]  # a second a token
+    assert record.skipped == {}
+
+
+def test_a_baseline_whose_time_does_not_grow_is_left_out(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (baselines._Plain, baselines._Continuous):
+        monkeypatch.setattr(kind, "__call__", lambda *_: None)
+    monkeypatch.setattr(baselines, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    record = Record("baselines")
+    with torch.no_grad():
+        baselines.measure_transformers(setup, record, LONG)
+    assert record.tables == {}
+    assert len(record.skipped) == 2
 
 
 def test_it_needs_little_more_than_torch_and_transformers() -> None:
