@@ -54,27 +54,41 @@ def own_ray(num_cpus: int) -> Iterator[None]:
     """A Ray of our own on this machine; gone with its files when the block ends.
 
     Call it on the main thread, which must outlive the block: Ray's processes end with it.
+
+    Raises:
+        ResourcesError: Ray did not start.
     """
     directory = Path(tempfile.mkdtemp(prefix="qwen3-ray-"))
     try:
         with _environment(directory):
             with _as_guest():
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _temp_dir=str(directory),
-                    _system_config=_SYSTEM_CONFIG,
-                )
+                _start(num_cpus, directory)
             yield
     finally:
         try:
             ray.shutdown()
         finally:
             _remove(directory)
+
+
+def _start(num_cpus: int, directory: Path) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(directory),
+            _system_config=_SYSTEM_CONFIG,
+        )
+    except Exception as error:  # Ray raises just that when its processes take over 30 s
+        reason = (
+            f"Ray did not start on this machine: {error} Try again when the machine is less busy, "
+            "or start Ray yourself (ray start --head) and give its address with --ray-address"
+        )
+        raise ResourcesError("ray_address", "local", reason) from error
 
 
 @contextmanager
