@@ -143,21 +143,25 @@ class LocalEngine:
         has_ended = self._loop.stop(_STOP_S)
         self._ranks.close(grace_s=_STOP_S)
         if not has_ended:  # it may have waited for a rank that is dead only now
-            self._abort_group()
+            with suppress(RuntimeError):  # an interpreter that ends starts no more threads
+                self._abort_group()
             self._loop.stop(_STOP_S)
         self._groups.clear()  # and what they hold of the device
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _watch(self) -> None:
         """Until the end: notice a lost rank, should the step thread wait for it on the device."""
-        problem = ""
-        while not problem:
-            if self._closing.wait(_WATCH_S):
+        while not self._closing.wait(_WATCH_S):
+            if not self._problem() or self._closing.wait(_HANG_S):
+                continue
+            problem = self._problem()  # a process that was stopped for long may just go on
+            if problem:
+                self._loop.fail(EngineError(problem), self._routes.stats)
+                self._abort_group()  # now that nobody takes what the step will give
                 return
-            problem = self._ranks.describe_dead() or self._describe_hang()
-        if not self._closing.wait(_HANG_S):
-            self._loop.fail(EngineError(problem), self._routes.stats)
-            self._abort_group()  # now that nobody takes what the step will give
+
+    def _problem(self) -> str:
+        return self._ranks.describe_dead() or self._describe_hang()
 
     def _describe_hang(self) -> str:
         """On a device no collective has a time limit once it is captured."""

@@ -208,6 +208,8 @@ class EngineLoop:
 
     def _report(self, deltas: list[TokenDelta], stats: EngineStats) -> None:
         with self._wake:
+            if self._ended:
+                return  # failed meanwhile: every request has its end
             for delta in deltas:
                 if delta.finish_reason is not None:
                     self._in_flight.pop(delta.request_id, None)
