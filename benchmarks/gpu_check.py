@@ -4,10 +4,10 @@
     python -m benchmarks.gpu_check --device cpu --interpret      correctness, without a GPU
 
 At most nine minutes, five on a CPU; one process, and another for the rest if the GPU fails it.
-Needs torch, triton, transformers, safetensors, tokenizers and numpy; pytest for the kernels' own
-tests. Each stage has its share of the time; one that fails does not keep the others from running,
-but makes the exit status 1. Figures are stored as they are found under benchmarks/results/, named
-after date, commit and device; tables are printed last.
+Needs torch, triton, transformers, safetensors, tokenizers and numpy; pytest and hypothesis for the
+kernels' own tests. Each stage has its share of the time; one that fails does not keep the others
+from running, but makes the exit status 1. Figures are stored as they are found under
+benchmarks/results/, named after date, commit and device; tables are printed last.
 
 On a CPU, models are tiny and stages that only measure are left out unless they are named. With
 `--interpret` Triton's kernels run in its interpreter, without it plain torch takes their place.

@@ -30,6 +30,7 @@ markers =
 """The project's own want plug-ins that a machine for measurements need not have."""
 _MARKS = {"0": "not gpus2 and not slow", "1": "not gpu and not gpus2 and not slow"}
 """By TRITON_INTERPRET: tests of a GPU's size take an interpreter hours."""
+_PACKAGES = ("pytest", "hypothesis")
 _MAX_PROCESSES = 8
 _PATH_VARIABLE = "GPU_CHECK_JOURNAL"  # pytest_journal's, which needs pytest to be imported
 _RAN = (0, 1)
@@ -61,8 +62,9 @@ def run_kernel_tests(
     In processes of their own, which can be ended and leave this one's device as it was; a few,
     since most of the time goes into compiling.
     """
-    if importlib.util.find_spec("pytest") is None:
-        record.skip("kernel tests", "no pytest")
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        record.skip("kernel tests", f"no {' and no '.join(missing)}")
         return
     # Said to the tests, which would look for a GPU in their own way.
     interpret = "0" if on_gpu else "1"
@@ -88,9 +90,8 @@ def _run(files: Sequence[Path], seconds: float, interpret: str) -> Outcome:
         journal.touch()
         command = [
             sys.executable, "-m", "pytest", "-q", "-c", str(settings), f"--rootdir={root}",
-            "-p", "benchmarks.gpu.examples", "-p", "benchmarks.gpu.pytest_journal",
-            "--continue-on-collection-errors", "-m", _MARKS[interpret],
-            *map(str, files),
+            "-p", "benchmarks.gpu.pytest_journal", "--continue-on-collection-errors",
+            "-m", _MARKS[interpret], *map(str, files),
         ]  # fmt: skip
         is_late, problem = False, ""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -318,3 +319,17 @@ def test_it_needs_little_more_than_torch_and_transformers() -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\nimport benchmarks.gpu.run"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["pytest", "hypothesis"])
+def test_without_what_they_need_kernel_tests_are_left_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda each: None if each == name else find(each)
+    )
+    record = Record("kernels")
+    run_kernel_tests(record, LONG, [], on_gpu=False)
+    assert record.skipped == {"kernel tests": f"no {name}"}
+    assert record.checks == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import examples, run
+from benchmarks.gpu import run
 from benchmarks.gpu.record import Record, Stage
 from benchmarks.gpu.state import State
 from benchmarks.gpu.supervisor import supervise
@@ -123,48 +122,3 @@ def test_a_stage_that_loses_the_device_ends_the_process(
     run._run_next(state, Stage("bad", 10, fail), cpu)
     assert len(ends) == 1
     assert State.load(state.file).under_way is None
-
-
-def test_examples_are_drawn_without_hypothesis() -> None:
-    seen: list[tuple[int, list[tuple[int, bool]], str]] = []
-    pairs = examples.lists(
-        examples.integers(1, 3).flatmap(
-            lambda n: examples.tuples(examples.just(n), examples.booleans())
-        ),
-        min_size=1,
-        max_size=2,
-    )
-
-    @examples.settings(max_examples=50, deadline=None)
-    @examples.given(number=examples.integers(0, 9), pairs=pairs)
-    def test(name: str, number: int, pairs: list[tuple[int, bool]]) -> None:
-        seen.append((number, pairs, name))
-
-    test(name="fixture")
-    assert len(seen) == 50
-    assert {number for number, _, _ in seen} >= {0, 9}
-    assert {len(pairs) for _, pairs, _ in seen} == {1, 2}
-    assert all(n in {1, 2, 3} for _, pairs, _ in seen for n, _ in pairs)
-
-
-def test_the_stand_in_is_enough_for_the_kernels_tests() -> None:
-    """They import with it, and their examples can be drawn."""
-    code = """
-import os, random
-os.environ["TRITON_INTERPRET"] = "1"
-from benchmarks.gpu import examples
-examples.stand_in()
-from importlib import import_module
-from importlib.util import find_spec
-find_spec("hypothesis")  # as torch.compile does
-for name in ("attention.test_triton_paged", "runner.test_triton_choice",
-             "runner.test_triton_sampling"):
-    module = import_module(f"tests.qwen3_ray.{name}")
-    tests = [value for value in vars(module).values() if hasattr(value, "strategies")]
-    assert tests, name
-    for test in tests:
-        for strategy in test.strategies.values():
-            strategy.draw(random.Random(1))
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
