@@ -39,9 +39,9 @@ def zeros(shape: tuple[int, ...], dtype: type[_Element]) -> npt.NDArray[_Element
 def empty(*shape: int) -> torch.Tensor:
     """As `torch.empty` of float32; a large one on pages that an earlier one has left.
 
-    malloc gives more than 32 MB back to the system every time, which then clears them anew: that
-    took 4 % of a step of 64 requests, whose logits have 39 MB. The largest that nobody holds any
-    more, in whatever view, is kept until `give_back`.
+    malloc gives more than 32 MB, as logits of 64 requests have, back to the system every time,
+    which then clears them anew. The largest that nobody holds any more, in whatever view, is kept
+    until `give_back`.
     """
     size = math.prod(shape)
     if size < _HUGE_FLOATS:
