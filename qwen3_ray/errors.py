@@ -2,7 +2,7 @@
 
     Qwen3RayError
     |-- ConfigError                a setting: field, value, what it must be
-    |   |-- ResourcesError         not enough CPUs or GPUs, or a port in use
+    |   |-- ResourcesError         too few CPUs or GPUs, a port in use, no Ray
     |   `-- CheckpointError        a file of the model directory: file, tensor, problem
     |-- RequestError               the request: the parameter and what is wrong with it
     |   |-- ModelNotFoundError

@@ -85,9 +85,9 @@ def _start(num_cpus: int, directory: Path) -> None:
         )
     except Exception as error:  # Ray raises just that when its processes take over 30 s
         reason = (
-            f"Ray did not start on this machine: {str(error).rstrip('. ')}. If the machine is busy, "
-            "try again later; or start Ray yourself (ray start --head) and give its address with "
-            "--ray-address"
+            f"Ray did not start on this machine: {str(error).rstrip('. ')}. If the machine is "
+            "busy, try again later; or start Ray yourself (ray start --head) and give its address "
+            "with --ray-address"
         )
         raise ResourcesError("ray_address", "local", reason) from error
 
