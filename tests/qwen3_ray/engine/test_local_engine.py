@@ -23,6 +23,9 @@ from qwen3_ray.testing_ranks import LoneRank
 
 DEADLINE_S = 20.0
 DEAD = "rank 1 was killed by SIGKILL"
+REQUEST = GenerateRequest(
+    request_id="a", prompt_token_ids=(1, 2), params=SamplingParams(max_tokens=1, seed=0)
+)
 
 
 class _Ranks:
@@ -84,20 +87,28 @@ def config(tensor_parallel_size: int = 2) -> EngineConfig:
     return EngineConfig(model_dir=DEMO_MODEL_DIR, tensor_parallel_size=tensor_parallel_size)
 
 
+def stuck_engine(
+    group: TPGroup, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> LocalEngine:
+    def build(*_: object, on_group: Callable[[TPGroup], None], **__: object) -> Engine:
+        on_group(group)
+        return make_fake_engine(executor)
+
+    monkeypatch.setattr(local_engine, "build_engine", build)
+    return LocalEngine(config(), lambda _: None)
+
+
 def test_a_dead_rank_is_told_while_the_step_hangs(
     release: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = _Stuck(release)
-    monkeypatch.setattr(local_engine, "build_engine", lambda *_, **__: make_fake_engine(executor))
-    engine = LocalEngine(config(), lambda _: None)
-    params = SamplingParams(max_tokens=3, seed=0)
-    request = GenerateRequest(request_id="a", prompt_token_ids=(1, 2), params=params)
-    with engine.submit([request]) as deltas:
+    engine = stuck_engine(LoneRank(0, 2).group(), executor, monkeypatch)
+    with engine.submit([REQUEST]) as deltas:
         assert executor.has_begun.wait(DEADLINE_S)
         monkeypatch.setattr(_Ranks, "is_dead", True)
         delta = deltas.get(timeout=DEADLINE_S)
     assert (delta.finish_reason, delta.error) == (FinishReason.ERROR, DEAD)
-    with pytest.raises(EngineError, match=DEAD), engine.submit([request]):
+    with pytest.raises(EngineError, match=DEAD), engine.submit([REQUEST]):
         pass
     started = time.monotonic()
     engine.close()
@@ -121,11 +132,8 @@ def test_what_a_stuck_step_gives_after_the_end_harms_nobody(
     release: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = _Stuck(release)
-    monkeypatch.setattr(local_engine, "build_engine", lambda *_, **__: make_fake_engine(executor))
-    engine = LocalEngine(config(), lambda _: None)
-    params = SamplingParams(max_tokens=1, seed=0)
-    request = GenerateRequest(request_id="a", prompt_token_ids=(1, 2), params=params)
-    with engine.submit([request]) as deltas:
+    engine = stuck_engine(LoneRank(0, 2).group(), executor, monkeypatch)
+    with engine.submit([REQUEST]) as deltas:
         assert executor.has_begun.wait(DEADLINE_S)
         monkeypatch.setattr(_Ranks, "is_dead", True)
         assert deltas.get(timeout=DEADLINE_S).finish_reason is FinishReason.ERROR
@@ -134,22 +142,6 @@ def test_what_a_stuck_step_gives_after_the_end_harms_nobody(
     assert executor.is_closed
     with pytest.raises(EngineError, match=DEAD):
         engine.raise_if_dead()
-
-
-REQUEST = GenerateRequest(
-    request_id="a", prompt_token_ids=(1, 2), params=SamplingParams(max_tokens=1, seed=0)
-)
-
-
-def stuck_engine(
-    group: TPGroup, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
-) -> LocalEngine:
-    def build(*_: object, on_group: Callable[[TPGroup], None], **__: object) -> Engine:
-        on_group(group)
-        return make_fake_engine(executor)
-
-    monkeypatch.setattr(local_engine, "build_engine", build)
-    return LocalEngine(config(), lambda _: None)
 
 
 def test_what_waits_on_the_device_for_a_dead_rank_is_let_go(
@@ -197,4 +189,40 @@ def test_a_silent_rank_is_told_where_collectives_have_no_limit_of_their_own(
             with pytest.raises(Empty):
                 deltas.get(timeout=1.0)
     release.set()
+    engine.close()
+
+
+def test_a_step_that_ends_after_all_fails_nothing(
+    release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a stop of the whole process, which lets the step look old for a moment."""
+    monkeypatch.setattr(local_engine, "_HANG_S", 0.5)
+    engine = stuck_engine(_Group(release).group(), FakeExecutor(), monkeypatch)
+    looks, second = iter(["rank 1 is silent"]), threading.Event()
+
+    def problem(_engine: LocalEngine) -> str:
+        found = next(looks, "")
+        if not found:
+            second.set()
+        return found
+
+    monkeypatch.setattr(LocalEngine, "_problem", problem)
+    assert second.wait(DEADLINE_S)
+    with engine.submit([REQUEST]) as deltas:
+        assert deltas.get(timeout=DEADLINE_S).error is None
+    engine.close()
+
+
+def test_an_engine_that_has_failed_tells_nothing_more(
+    release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = _Stuck(release)
+    engine = stuck_engine(LoneRank(0, 2).group(), executor, monkeypatch)
+    with engine.submit([REQUEST]) as deltas:
+        assert executor.has_begun.wait(DEADLINE_S)
+        monkeypatch.setattr(_Ranks, "is_dead", True)
+        assert deltas.get(timeout=DEADLINE_S).finish_reason is FinishReason.ERROR
+        release.set()
+        engine._loop._thread.join(DEADLINE_S)
+        assert deltas.empty()
     engine.close()
